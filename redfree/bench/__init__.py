@@ -1,0 +1,1 @@
+"""Suites, cells and their execution."""

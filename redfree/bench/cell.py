@@ -1,0 +1,258 @@
+"""One cell measured in this process: load, encode, choose, evaluate, record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from redfree.bench.methods import METHODS, Choice, Situation
+from redfree.data.registry import open_dataset
+from redfree.data.schema import Sample, SegmentationDataset, read_samples, split_sha256
+from redfree.files import sha256_of
+from redfree.measure.phases import Stopwatch
+from redfree.models.sam import SamModel
+from redfree.models.weights import load_model, shipped_weights
+from redfree.records import schema
+from redfree.records.provenance import environment, now
+from redfree.records.statistics import bootstrap_ci95
+from redfree.search.evaluate import Evaluator
+from redfree.search.guard import GuardVerdict
+from redfree.search.log import SearchLog
+from redfree.tasks.segmentation import COUNT_NAMES, METRICS, Counts
+
+
+class CellRequest(schema.Strict):
+    """What to measure, before data and weights are looked at."""
+
+    suite: str
+    model: str
+    dataset: str
+    seed: int
+    method: schema.MethodSpec
+    protocol: schema.Protocol
+
+    @property
+    def title(self) -> str:
+        """model/dataset/label/seed, the text that `--only` matches."""
+        return f"{self.model}/{self.dataset}/{self.method.label}/{self.seed}"
+
+    @property
+    def selects_on(self) -> str | None:
+        """The split that chooses: search or test; None for a method that does not search."""
+        if not METHODS[self.method.name].searches:
+            return None
+        return str(self.method.params.get("select_on", "search"))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The images of a cell.
+
+    Attributes:
+        test: images that are scored.
+        choosing: images that choose; None for a method that does not search; the test images for the oracle.
+    """
+
+    test: list[Sample]
+    choosing: list[Sample] | None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A cell's model and its evaluators on the two splits."""
+
+    model: SamModel
+    test: Evaluator
+    choosing: Evaluator | None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A finished cell: its record and the raw counts (draws, images, 4) that belong to it."""
+
+    record: schema.Record
+    counts: Counts
+    ids: list[str]
+
+
+def load_splits(request: CellRequest, dataset: SegmentationDataset) -> Splits:
+    """Reads the images of a cell.
+
+    Raises:
+        UserError: the dataset has too few, or one of them is defective.
+    """
+    protocol = request.protocol
+    test = list(read_samples(dataset.load("test", protocol.n_test, request.seed)))
+    if request.selects_on == "search":
+        return Splits(test, list(read_samples(dataset.load("search", protocol.n_search, request.seed))))
+    return Splits(test, test if request.selects_on == "test" else None)
+
+
+def spec_of(request: CellRequest, dataset: SegmentationDataset, splits: Splits, model_sha256: str) -> schema.Spec:
+    """The identity of a cell, from the images it reads and the weights it runs on."""
+    facts = {"test": (len(splits.test), split_sha256(splits.test))}
+    if splits.choosing is not None:
+        facts["choosing"] = (len(splits.choosing), split_sha256(splits.choosing))
+    return _spec(request, dataset, facts, model_sha256)
+
+
+def identify(request: CellRequest) -> schema.Spec:
+    """The identity of a cell of a registered dataset and a shipped model, without measuring it."""
+    facts = {"test": _split_facts(request.dataset, "test", request.protocol.n_test, 0)}
+    if request.selects_on == "search":
+        facts["choosing"] = _split_facts(request.dataset, "search", request.protocol.n_search, request.seed)
+    elif request.selects_on == "test":
+        facts["choosing"] = facts["test"]
+    digest = sha256_of(shipped_weights(request.model))
+    return _spec(request, open_dataset(request.dataset), facts, digest)
+
+
+@lru_cache(maxsize=256)
+def _split_facts(dataset: str, split: str, count: int, seed: int) -> tuple[int, str]:
+    samples = list(read_samples(open_dataset(dataset).load(split, count, seed)))
+    return len(samples), split_sha256(samples)
+
+
+def _spec(
+    request: CellRequest, dataset: SegmentationDataset, facts: dict[str, tuple[int, str]], model_sha256: str
+) -> schema.Spec:
+    about = dataset.describe()
+    return schema.Spec(
+        suite=request.suite,
+        task="segmentation",
+        protocol=request.protocol,
+        model=schema.ModelSpec(name=request.model, checkpoint_sha256=model_sha256),
+        dataset=schema.DatasetSpec(
+            name=about["name"],
+            revision=about["revision"],
+            source=about["source"],
+            split_sizes={name: size for name, (size, _) in facts.items()},
+            split_sha256={name: digest for name, (_, digest) in facts.items()},
+        ),
+        method=request.method,
+        seed=request.seed,
+    )
+
+
+def prepare(request: CellRequest, model: SamModel, splits: Splits, log: SearchLog, stopwatch: Stopwatch) -> Setup:
+    """Encodes the images of a cell, each once."""
+
+    def evaluator(samples: Sequence[Sample]) -> Evaluator:
+        features = model.encode([sample.image for sample in samples])
+        return Evaluator(model, samples, features, log, request.protocol.batch)
+
+    with stopwatch.phase("encode"):
+        test = evaluator(splits.test)
+        if splits.choosing is None:
+            return Setup(model, test, None)
+        return Setup(model, test, test if splits.choosing is splits.test else evaluator(splits.choosing))
+
+
+def choose(request: CellRequest, setup: Setup, stopwatch: Stopwatch) -> Choice:
+    """Lets the method decide; it sees the choosing images and no others."""
+    situation = Situation(setup.model.channels, setup.choosing, request.protocol, request.seed, stopwatch)
+    method = METHODS[request.method.name]
+    return method.choose(situation, method.params.model_validate(request.method.params))
+
+
+def measure(request: CellRequest, dataset: SegmentationDataset, model_file: Path, log: SearchLog) -> Measurement:
+    """Measures one cell in this process.
+
+    Args:
+        request: what to measure.
+        dataset: the adapter that `request.dataset` names.
+        model_file: weights of the model.
+        log: where scores are kept and found.
+
+    Raises:
+        UserError: weights or images are defective.
+    """
+    torch.set_num_threads(request.protocol.threads)
+    stopwatch = Stopwatch()
+    with stopwatch.phase("load"):
+        model = load_model(request.model, model_file)
+        splits = load_splits(request, dataset)
+    setup = prepare(request, model, splits, log, stopwatch)
+    choice = choose(request, setup, stopwatch)
+    with stopwatch.phase("evaluate"):
+        counts = np.stack([setup.test.count(channel_map) for channel_map in choice.maps])
+    spec = spec_of(request, dataset, splits, model.checkpoint_sha256)
+    record = schema.Record(
+        run_id=spec.run_id(),
+        created_at=now(),
+        status="ok",
+        spec=spec,
+        phases=[schema.PhaseRecord.model_validate(asdict(phase)) for phase in stopwatch.phases],
+        scores=scores_of(counts),
+        cost=_cost(setup, choice),
+        result=_result(choice),
+        env=environment(),
+    )
+    return Measurement(record, counts, [sample.id for sample in splits.test])
+
+
+def scores_of(counts: Counts) -> list[schema.Score]:
+    """Every metric of the test split with its bootstrap interval over images, from counts (draws, images, 4)."""
+    by_image = counts.transpose(1, 0, 2)
+    return [
+        schema.Score(
+            metric=metric.name,
+            definition=metric.definition,
+            split="test",
+            value=metric.summarise(by_image),
+            n=len(by_image),
+            ci95=bootstrap_ci95(by_image, metric.summarise),
+        )
+        for metric in METRICS
+    ]
+
+
+def _cost(setup: Setup, choice: Choice) -> schema.Cost:
+    trace = choice.searched.trace if choice.searched else ()
+    guard = choice.guard
+    evaluators = {id(e): e for e in (setup.test, setup.choosing) if e is not None}.values()
+    return schema.Cost(
+        trainable_params=schema.TrainableParameters(inserted=0, total=0),
+        candidates_scored=sum(step.evaluations for step in trace),
+        decoder_passes=sum(step.decoder_passes for step in trace) + (guard.decoder_passes if guard else 0),
+        scoring_seconds=sum(step.seconds for step in trace) + (guard.seconds if guard else 0.0),
+        cache_bytes=sum(e.features.maps.nbytes for e in evaluators),
+    )
+
+
+def _result(choice: Choice) -> schema.Result:
+    first, found, guard = choice.maps[0], choice.searched, choice.guard
+    result = schema.Result(pairs=list(first.pairs), zeroed=list(first.zeroed))
+    if len(choice.maps) > 1:
+        result = schema.Result(pairs=[], draws=[list(m.pairs) for m in choice.maps])
+    if found is None:
+        return result
+    updates = {
+        "searched_pairs": list(found.channel_map.pairs),
+        "top": list(found.top),
+        "search_score": found.search_score,
+        "search_baseline_score": found.baseline_score,
+        "search_best_single_score": found.best_single_score,
+        "trace": [schema.TraceRecord.model_validate(asdict(step)) for step in found.trace],
+        "guard": _guard(guard) if guard else None,
+    }
+    return result.model_copy(update=updates)
+
+
+def _guard(verdict: GuardVerdict) -> schema.Guard:
+    return schema.Guard.model_validate({name: getattr(verdict, name) for name in schema.Guard.model_fields})
+
+
+def counts_table(measurement: Measurement) -> pd.DataFrame:
+    """Raw counts of a measurement, one row a draw and image."""
+    draws, images, _ = measurement.counts.shape
+    table = pd.DataFrame(measurement.counts.reshape(-1, 4), columns=list(COUNT_NAMES))
+    table.insert(0, "id", measurement.ids * draws)
+    table.insert(0, "draw", np.repeat(np.arange(draws), images))
+    return table

@@ -1,0 +1,134 @@
+"""Methods by name: what each one chooses from the search images alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from redfree.channels import ChannelMap
+from redfree.measure.phases import Stopwatch
+from redfree.records.schema import Protocol, Strict
+from redfree.search.evaluate import Evaluator
+from redfree.search.exhaustive import ExhaustiveSearch, SearchResult
+from redfree.search.guard import GuardVerdict, cross_validate
+
+
+class NoParams(Strict):
+    """A method without parameters."""
+
+
+class SwapParams(Strict):
+    """Parameters of a searched swap.
+
+    Attributes:
+        guard: the acceptance rule, or none for the paper's rule, which always uses what the search chose.
+        select_on: the split that chooses. `test` is the oracle control, which only measures leakage.
+    """
+
+    guard: Literal["one_standard_error", "none"] = "one_standard_error"
+    select_on: Literal["search", "test"] = "search"
+
+
+class RandomSwapParams(Strict):
+    """Parameters of the random control: how many pairs, and how many independent draws are averaged."""
+
+    pairs: int = Field(default=5, ge=1)
+    draws: int = Field(default=20, ge=1)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a method decided.
+
+    Attributes:
+        maps: the maps to evaluate; several only for random draws.
+        searched: the search's result, before the guard.
+        guard: the verdict, None without guard.
+    """
+
+    maps: tuple[ChannelMap, ...]
+    searched: SearchResult | None = None
+    guard: GuardVerdict | None = None
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that a method may look at; never the test split, but for the oracle.
+
+    Attributes:
+        channels: channels of the features.
+        evaluator: scores maps on the images that choose; None for methods that need none.
+        protocol: the suite's protocol.
+        seed: the cell's seed.
+        stopwatch: measures the phases.
+    """
+
+    channels: int
+    evaluator: Evaluator | None
+    protocol: Protocol
+    seed: int
+    stopwatch: Stopwatch
+
+    def choosing(self) -> Evaluator:
+        """The evaluator, for a method that has one."""
+        if self.evaluator is None:
+            raise ValueError("the method needs search images")
+        return self.evaluator
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method: its parameters, whether it needs search images, and its decision."""
+
+    params: type[BaseModel]
+    searches: bool
+    choose: Callable[[Situation, Any], Choice]
+
+
+def _baseline(situation: Situation, _params: NoParams) -> Choice:
+    return Choice((ChannelMap(situation.channels),))
+
+
+def _searched(situation: Situation, params: SwapParams, *, zero: bool) -> Choice:
+    evaluator, protocol = situation.choosing(), situation.protocol
+    search = ExhaustiveSearch(protocol.n_pairs, protocol.semantics, zero)
+    with situation.stopwatch.phase("search"):
+        found = search(evaluator, range(len(evaluator)))
+    if params.guard == "none":
+        return Choice((found.channel_map,), found)
+    with situation.stopwatch.phase("guard"):
+        verdict = cross_validate(search, evaluator, protocol.folds, situation.seed)
+    chosen = found.channel_map if verdict.accepted else ChannelMap(situation.channels)
+    return Choice((chosen,), found, verdict)
+
+
+def _swap(situation: Situation, params: SwapParams) -> Choice:
+    return _searched(situation, params, zero=False)
+
+
+def _zero(situation: Situation, params: SwapParams) -> Choice:
+    return _searched(situation, params, zero=True)
+
+
+def _random_swap(situation: Situation, params: RandomSwapParams) -> Choice:
+    rng, channels = np.random.default_rng(situation.seed), situation.channels
+    maps = []
+    for _ in range(params.draws):
+        sources = rng.choice(channels, params.pairs, replace=False)
+        targets = [
+            int(t) + (int(t) >= i) for i, t in zip(sources, rng.integers(channels - 1, size=len(sources)), strict=True)
+        ]
+        maps.append(ChannelMap.from_pairs(channels, zip(sources.tolist(), targets, strict=True)))
+    return Choice(tuple(maps))
+
+
+METHODS: Mapping[str, Method] = {
+    "baseline": Method(NoParams, False, _baseline),
+    "swap": Method(SwapParams, True, _swap),
+    "zero": Method(SwapParams, True, _zero),
+    "random-swap": Method(RandomSwapParams, False, _random_swap),
+}

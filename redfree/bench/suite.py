@@ -1,0 +1,124 @@
+"""Suite files -> cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mmengine.config import Config
+from pydantic import Field, JsonValue
+
+from redfree.bench.cell import CellRequest
+from redfree.bench.methods import METHODS
+from redfree.data.registry import DATASETS
+from redfree.errors import UserError, unknown
+from redfree.models.nano import NANO_ARCHITECTURES
+from redfree.records.schema import MethodSpec, Protocol, Strict
+from redfree.validation import validate
+
+BENCHMARKS = Path("benchmarks")
+
+
+class MethodEntry(Strict):
+    """A method of a suite, with a label where it is not the method's own name."""
+
+    name: str
+    label: str | None = None
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Suite(Strict):
+    """What to run: the product of models, datasets, methods and seeds.
+
+    Attributes:
+        suite: name of the results folder.
+        title: heading of the leaderboard.
+        task: the task of every dataset.
+        models: names of models.
+        datasets: names of datasets.
+        methods: methods with their parameters.
+        seeds: seeds of search images, folds and random draws.
+        protocol: how every cell is measured.
+    """
+
+    suite: str
+    title: str
+    task: str = Field(pattern="^segmentation$")
+    models: list[str] = Field(min_length=1)
+    datasets: list[str] = Field(min_length=1)
+    methods: list[MethodEntry] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+    protocol: Protocol = Protocol()
+
+
+def find_suite(name: str) -> Path:
+    """Path of a suite, by its name in `benchmarks/` or by its own path.
+
+    Raises:
+        UserError: there is none; the nearest name is given.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else BENCHMARKS / f"{name}.yaml"
+    if not path.is_file():
+        raise unknown("suite", name, [p.stem for p in BENCHMARKS.glob("*.yaml")])
+    return path
+
+
+def load_suite(name: str, overrides: Mapping[str, Any] | None = None) -> Suite:
+    """Reads and checks a suite, `_base_` files included.
+
+    Args:
+        name: name in `benchmarks/` or path.
+        overrides: dotted fields to change, such as {"protocol.n_search": 20}.
+
+    Raises:
+        UserError: the suite, a field, model, dataset or method is unknown, or a value is not valid.
+    """
+    path = find_suite(name)
+    try:
+        config = Config.fromfile(str(path))
+        config.merge_from_dict(dict(overrides or {}))
+    except (yaml.YAMLError, OSError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not a suite ({str(error).splitlines()[0]})") from None
+    suite = validate(Suite, config.to_dict(), str(path))
+    for model in suite.models:
+        if model not in NANO_ARCHITECTURES:
+            raise UserError(f"{path}: models: {unknown('model', model, NANO_ARCHITECTURES)}")
+    for dataset in suite.datasets:
+        if dataset not in DATASETS:
+            raise UserError(f"{path}: datasets: {unknown('dataset', dataset, DATASETS)}")
+    return suite
+
+
+def _method_spec(entry: MethodEntry, where: str) -> MethodSpec:
+    if entry.name not in METHODS:
+        raise UserError(f"{where}: methods: {unknown('method', entry.name, METHODS)}")
+    label = entry.label or entry.name
+    params = validate(METHODS[entry.name].params, dict(entry.params), f"{where}: method {label}: params")
+    return MethodSpec(name=entry.name, label=label, params=params.model_dump(mode="json"))
+
+
+def plan(suite: Suite, only: str | None = None, shard: tuple[int, int] = (1, 1)) -> list[CellRequest]:
+    """Expands a suite into cells, all methods of one model, dataset and seed next to each other.
+
+    Args:
+        suite: what to run.
+        only: keep cells whose title contains this text.
+        shard: (i, n) keeps the i-th of n parts, counted from 1; a part holds whole (model, dataset, seed) groups so
+            that a shared search is done by one machine.
+
+    Raises:
+        UserError: a method is unknown, or nothing is left.
+    """
+    methods = [_method_spec(entry, f"suite {suite.suite}") for entry in suite.methods]
+    groups = list(product(suite.models, suite.datasets, suite.seeds))[shard[0] - 1 :: shard[1]]
+    cells = [
+        CellRequest(suite=suite.suite, model=model, dataset=dataset, seed=seed, method=method, protocol=suite.protocol)
+        for (model, dataset, seed), method in product(groups, methods)
+    ]
+    kept = [cell for cell in cells if only is None or only in cell.title]
+    if not kept:
+        raise UserError(f"--only {only!r} matches none of {len(cells)} cells; `redfree plan` lists them")
+    return kept

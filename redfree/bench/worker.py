@@ -1,0 +1,45 @@
+"""The process of one cell: `python -m redfree.bench.worker RECORD CACHE`, the request on standard input."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+from redfree.bench.cell import CellRequest, counts_table, measure
+from redfree.bench.run import counts_path
+from redfree.data.registry import open_dataset
+from redfree.errors import UserError
+from redfree.models.weights import shipped_weights
+from redfree.records.store import write_counts, write_record
+from redfree.search.log import SearchLog
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+def main() -> int:
+    """Measures the requested cell and writes its raw counts, then its record."""
+    request = CellRequest.model_validate_json(sys.stdin.readline())
+    run_id = sys.stdin.readline().strip()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    path, cache = Path(sys.argv[1]), Path(sys.argv[2])
+    try:
+        dataset = open_dataset(request.dataset)
+        measurement = measure(request, dataset, shipped_weights(request.model), SearchLog(cache / "scores"))
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    if measurement.record.run_id != run_id:
+        sys.stderr.write(f"the cell was planned as {run_id} and measured as {measurement.record.run_id}\n")
+        return 1
+    counts = write_counts(counts_path(path), counts_table(measurement))
+    write_record(path, measurement.record.model_copy(update={"files": {"counts": counts}}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Datasets: the standard sample, prompts and adapters."""

@@ -1,0 +1,1 @@
+"""What a phase takes: seconds and peak memory."""

@@ -1,0 +1,1 @@
+"""Models: frozen SAMs, their decoders and the training of the small ones."""

@@ -1,0 +1,84 @@
+"""Named models with the weights that ship in the package, and strict loading of weights files."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from redfree.errors import UserError, unknown
+from redfree.files import sha256_of
+from redfree.models.nano import NANO_ARCHITECTURES, build_nano
+from redfree.models.sam import SamModel
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
+
+
+def shipped_weights(name: str) -> Path:
+    """Path of the weights of a model that ships in the package."""
+    return WEIGHTS / f"{name}.safetensors"
+
+
+def load_model(name: str, checkpoint: Path | None = None) -> SamModel:
+    """Builds a model by name.
+
+    Args:
+        name: a key of `NANO_ARCHITECTURES`.
+        checkpoint: a weights file to use instead of the shipped one.
+
+    Raises:
+        UserError: the name is unknown, or the weights file is missing, truncated, unsafe or of another architecture.
+    """
+    if name not in NANO_ARCHITECTURES:
+        raise unknown("model", name, NANO_ARCHITECTURES)
+    path = checkpoint or shipped_weights(name)
+    state, sam = read_state(path), build_nano(NANO_ARCHITECTURES[name])
+    _load_strictly(sam, state, path, name)
+    return SamModel(name, sam, sha256_of(path))
+
+
+def read_state(path: Path) -> Mapping[str, Tensor]:
+    """Reads a state dict from a safetensors file or a PyTorch checkpoint, never running code that it holds.
+
+    Raises:
+        UserError: the file is missing, truncated, or a pickle with anything but tensors in it.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise UserError(f"{path}: truncated or not safetensors ({error}); copy or download it again") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: truncated, or a pickle that holds more than tensors, refused; save its state_dict as safetensors"
+        ) from None
+    except (RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: truncated or not a checkpoint ({reason}); copy or download it again") from None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: holds no plain state dict of tensors")
+    return state
+
+
+def _load_strictly(sam: Sam, state: Mapping[str, Tensor], path: Path, name: str) -> None:
+    wanted = {key: tuple(value.shape) for key, value in sam.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    reshaped = sorted(key for key in wanted.keys() & found.keys() if wanted[key] != found[key])
+    differences = [
+        f"{len(keys)} {kind} (first {keys[0]})"
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if keys
+    ]
+    if differences:
+        raise UserError(f"{path}: not the architecture of {name}: tensors " + ", ".join(differences))
+    sam.load_state_dict(state)

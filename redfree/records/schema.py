@@ -1,0 +1,213 @@
+"""The record: what one cell left behind. Schema version 1."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
+
+SCHEMA_VERSION = 1
+
+Fraction = FiniteFloat
+Interval = tuple[FiniteFloat, FiniteFloat]
+
+
+class Strict(BaseModel):
+    """Frozen, and without fields that the schema does not name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Protocol(Strict):
+    """How a cell is measured; every field is an axis.
+
+    Attributes:
+        n_search: images that choose a swap.
+        n_test: images that are scored.
+        n_pairs: N of the Top-N.
+        semantics: how several pairs act together.
+        prompt: the rule that places prompts.
+        folds: folds of the guard.
+        batch: maps decoded at a time.
+        threads: intra-operation threads of torch.
+        dtype: number format of features and decoder.
+        search_resolution: where masks are compared during the search; test scores are always at the image's own size.
+    """
+
+    n_search: int = Field(default=50, ge=1)
+    n_test: int = Field(default=200, ge=1)
+    n_pairs: int = Field(default=10, ge=1, le=16)
+    semantics: Literal["simultaneous", "sequential"] = "simultaneous"
+    prompt: Literal["distance_transform", "file"] = "distance_transform"
+    folds: int = Field(default=5, ge=2)
+    batch: int = Field(default=64, ge=1)
+    threads: int = Field(default=2, ge=1)
+    dtype: Literal["float32"] = "float32"
+    search_resolution: Literal["model_input"] = "model_input"
+
+
+class ModelSpec(Strict):
+    """Which model: its name, the SHA-256 of its weights, and options."""
+
+    name: str
+    checkpoint_sha256: str
+    options: dict[str, JsonValue] = {}
+
+
+class DatasetSpec(Strict):
+    """Which images: name, revision, and the SHA-256 of the splits that the cell read."""
+
+    name: str
+    revision: str | None
+    source: str
+    split_sizes: dict[str, int]
+    split_sha256: dict[str, str]
+
+
+class MethodSpec(Strict):
+    """Which method, with its parameters; the label tells apart variants of one method in tables."""
+
+    name: str
+    label: str
+    params: dict[str, JsonValue] = {}
+
+
+class Spec(Strict):
+    """Identity of a cell. Its hash is the run id."""
+
+    suite: str
+    task: Literal["segmentation"]
+    protocol: Protocol
+    model: ModelSpec
+    dataset: DatasetSpec
+    method: MethodSpec
+    seed: int
+
+    def run_id(self) -> str:
+        """First 16 hex digits of the SHA-256 of the spec as canonical JSON."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class PhaseRecord(Strict):
+    """Wall seconds and peak memory of one phase of the cell's process."""
+
+    name: str
+    seconds: FiniteFloat
+    peak_rss_bytes: int
+    peak_allocated_bytes: int | None
+    peak_reserved_bytes: int | None
+
+
+class Score(Strict):
+    """One named metric on one split, a fraction 0..1, with the bootstrap interval over images."""
+
+    metric: str
+    definition: str
+    split: str
+    value: Fraction
+    unit: Literal["fraction"] = "fraction"
+    n: int
+    ci95: Interval
+    higher_is_better: bool = True
+
+
+class TrainableParameters(Strict):
+    """Parameters that the method adds, and all that it trains."""
+
+    inserted: int
+    total: int
+
+
+class Cost(Strict):
+    """What the method asked for, whoever computed it.
+
+    Attributes:
+        trainable_params: parameters inserted and trained in total.
+        candidates_scored: maps scored by the search.
+        decoder_passes: maps times images scored by search and guard.
+        scoring_seconds: time of that scoring, also where another cell had left it in the search log.
+        cache_bytes: features kept in memory.
+    """
+
+    trainable_params: TrainableParameters
+    candidates_scored: int
+    decoder_passes: int
+    scoring_seconds: FiniteFloat
+    cache_bytes: int
+
+
+class Guard(Strict):
+    """The guard's verdict, see `redfree.search.guard.GuardVerdict`."""
+
+    rule: str
+    folds: int
+    accepted: bool
+    gain: FiniteFloat
+    standard_error: FiniteFloat
+    gain_ci95: Interval
+
+
+class TraceRecord(Strict):
+    """One stage of a search, see `redfree.search.exhaustive.TraceStep`."""
+
+    stage: str
+    evaluations: int
+    decoder_passes: int
+    seconds: FiniteFloat
+    best_score: Fraction
+
+
+class Result(Strict):
+    """What was evaluated, and how it was chosen.
+
+    Attributes:
+        pairs: the swap that the test scores belong to.
+        zeroed: channels set to zero.
+        draws: the maps of a random control, each a list of pairs.
+        searched_pairs: what the search chose, before the guard.
+        top: the Top-N candidates.
+        search_score: mean IoU of the search's choice on the search images.
+        search_baseline_score: mean IoU of the unchanged model on them.
+        search_best_single_score: mean IoU of the best candidate alone.
+        guard: the verdict; None without guard.
+        trace: the stages of the search.
+    """
+
+    pairs: list[tuple[int, int]]
+    zeroed: list[int] = []
+    draws: list[list[tuple[int, int]]] | None = None
+    searched_pairs: list[tuple[int, int]] | None = None
+    top: list[tuple[int, int]] | None = None
+    search_score: Fraction | None = None
+    search_baseline_score: Fraction | None = None
+    search_best_single_score: Fraction | None = None
+    guard: Guard | None = None
+    trace: list[TraceRecord] = []
+
+
+class CountsFile(Strict):
+    """Raw counts of each image beside the record: its file name and SHA-256."""
+
+    name: str
+    sha256: str
+
+
+class Record(Strict):
+    """One cell."""
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    created_at: str
+    status: Literal["ok", "failed", "oom", "cancelled"]
+    error: str | None = None
+    spec: Spec
+    phases: list[PhaseRecord] = []
+    estimate: dict[str, JsonValue] | None = None
+    scores: list[Score] = []
+    cost: Cost | None = None
+    result: Result | None = None
+    env: dict[str, Any]
+    files: dict[str, CountsFile] = {}

@@ -1,0 +1,97 @@
+"""Records on disk: one JSON file a cell, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import ValidationError
+
+from redfree.errors import UserError
+from redfree.files import replace_atomically, sha256_of, write_text
+from redfree.records.schema import SCHEMA_VERSION, CountsFile, Record, Spec
+
+COUNTS_SUFFIX = ".counts.csv"
+
+
+def record_path(results: Path, spec: Spec) -> Path:
+    """Where a record lies: results/suite/model/dataset/method label/run_id.json."""
+    dataset = spec.dataset.name.replace("/", "-")
+    return results / spec.suite / spec.model.name / dataset / spec.method.label / f"{spec.run_id()}.json"
+
+
+def require_writable(results: Path) -> None:
+    """Creates the results folder.
+
+    Raises:
+        UserError: it cannot be created or written to.
+    """
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        with replace_atomically(results / ".writable"):
+            pass
+        (results / ".writable").unlink()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UserError(f"{results}: results cannot be written here ({reason}); choose another --results") from None
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Writes a record atomically, keys sorted, without NaN."""
+    data = record.model_dump(mode="json")
+    write_text(path, json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_counts(path: Path, counts: pd.DataFrame) -> CountsFile:
+    """Writes raw counts beside a record, one row a draw and image, and returns their name and hash."""
+    with replace_atomically(path) as file:
+        file.write(counts.to_csv(index=False, lineterminator="\n").encode())
+    return CountsFile(name=path.name, sha256=sha256_of(path))
+
+
+def read_record(path: Path) -> Record:
+    """Reads a record, upgrading an older schema.
+
+    Raises:
+        UserError: the file is not a record, or of a newer schema than this version knows.
+    """
+    try:
+        data: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        version = data["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a record ({type(error).__name__}: {error})") from None
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise UserError(f"{path}: schema_version {version} is newer than {SCHEMA_VERSION}; upgrade redfree to read it")
+    try:
+        return Record.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: field {field}: {first['msg']}") from None
+
+
+def read_counts(path: Path, file: CountsFile) -> pd.DataFrame:
+    """Reads the raw counts of a record.
+
+    Args:
+        path: the record's path.
+        file: the record's entry for them.
+
+    Raises:
+        UserError: they are missing or differ from their hash.
+    """
+    counts = path.parent / file.name
+    if not counts.is_file():
+        raise UserError(f"{counts}: missing, but {path.name} names it; restore it or remove the record")
+    if sha256_of(counts) != file.sha256:
+        raise UserError(f"{counts}: differs from the SHA-256 in {path.name}; restore it or remove the record")
+    return pd.read_csv(counts, dtype={"id": str})
+
+
+def find_records(results: Path, suite: str) -> Iterator[Path]:
+    """Paths of the records of a suite, in a fixed order."""
+    return iter(sorted((results / suite).rglob("*.json")))

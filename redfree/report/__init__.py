@@ -1,0 +1,1 @@
+"""Records shown: tables, pictures, leaderboards."""

@@ -1,0 +1,1 @@
+"""Searches for swaps, from inference alone."""

@@ -1,0 +1,130 @@
+"""Scores many channel maps on cached features."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from redfree.channels import ChannelMap
+from redfree.data.schema import Sample
+from redfree.models.base import Features, Frame, Model
+from redfree.search.log import SearchLog
+from redfree.tasks.segmentation import Counts, count_pixels, iou_of_logits
+
+IndexMatrix = NDArray[np.int16]
+
+
+def index_matrix(maps: Sequence[ChannelMap]) -> IndexMatrix:
+    """Stacks the index vectors of some maps: (maps, C), -1 for a zeroed channel."""
+    return np.array([m.index() for m in maps], np.int16)
+
+
+def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:
+    """The mask at another (height, width): a pixel is set where at least half of its area is."""
+    if mask.shape == size:
+        return torch.from_numpy(mask)
+    area = torch.nn.functional.interpolate(torch.from_numpy(mask)[None, None].float(), size, mode="area")
+    return area[0, 0] >= 0.5
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Exact scores of channel maps on some images, from features that were encoded once.
+
+    Scores are IoU in the model's input frame: the logits upscaled to the size that the image takes in the model's input
+    and the target resized to it. For images of the input's own size this is the IoU of the final mask.
+
+    Attributes:
+        model: the frozen model.
+        samples: the D images.
+        features: their features.
+        log: keeps every score on disk, so that nothing is scored twice and a killed search goes on.
+        batch: maps decoded at a time.
+    """
+
+    model: Model
+    samples: Sequence[Sample]
+    features: Features
+    log: SearchLog
+    batch: int = 64
+
+    @cached_property
+    def _context(self) -> str:
+        facts = (
+            self.model.checkpoint_sha256,
+            self.batch,
+            torch.get_num_threads(),
+            torch.__version__,
+            "input-frame IoU",
+        )
+        return repr(facts)
+
+    @cached_property
+    def _fingerprints(self) -> list[str]:
+        return [sample.fingerprint() for sample in self.samples]
+
+    def __len__(self) -> int:
+        """Number of images D."""
+        return len(self.samples)
+
+    def score(self, maps: IndexMatrix, images: Sequence[int] | None = None, label: str = "score") -> Scores:
+        """IoU of each map on each image.
+
+        Args:
+            maps: (M, C) index vectors; -1 for a zeroed channel.
+            images: which of the D images, all of them by default.
+            label: title of the progress bar.
+
+        Returns:
+            Scores of shape (M, images), with the seconds that computing them took, now or in an earlier process.
+        """
+        chosen = range(len(self)) if images is None else images
+        maps_key = hashlib.sha256(np.ascontiguousarray(maps).tobytes()).hexdigest()
+        units = [
+            self.log.unit((self._context, self._fingerprints[d], maps_key), partial(self._score_image, maps, d))
+            for d in self.log.track(chosen, label)
+        ]
+        return Scores(np.stack([scores for scores, _ in units], 1), sum(seconds for _, seconds in units))
+
+    def _score_image(self, maps: IndexMatrix, d: int) -> tuple[NDArray[np.float64], float]:
+        start = time.perf_counter()
+        frame: Frame = self.features.frames[d]
+        one = self.features.maps[d]
+        padded = torch.cat([one, torch.zeros_like(one[:1])])
+        tokens = self.model.prompt_tokens(self.samples[d].prompt, frame)
+        target = resize_mask(self.samples[d].mask, frame.resized).to(one.device)
+        index = torch.from_numpy(maps.astype(np.int64)).to(one.device)
+        index = torch.where(index < 0, len(one), index)
+        scores = []
+        for chunk in torch.split(index, self.batch):
+            logits = self.model.decode_maps(padded[chunk], tokens)
+            scores.append(iou_of_logits(self.model.upscale(logits, frame, frame.resized), target))
+        return np.concatenate(scores), time.perf_counter() - start
+
+    def count(self, channel_map: ChannelMap) -> Counts:
+        """Raw counts of one map on every image at the image's own size: (D, 4) tp, fp, fn, tn."""
+        swapped = Features(channel_map.apply(self.features.maps), self.features.frames)
+        logits = self.model.decode(swapped, [sample.prompt for sample in self.samples])
+        pairs = zip(logits, self.samples, strict=True)
+        return np.array([count_pixels(np.asarray(mask.cpu() > 0), sample.mask) for mask, sample in pairs], np.int64)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of maps on images.
+
+    Attributes:
+        values: (maps, images) IoU in 0..1.
+        seconds: time that computing them took; also where they were read from the log.
+    """
+
+    values: NDArray[np.float64]
+    seconds: float

@@ -1,0 +1,75 @@
+"""The guard: a swap is accepted only where its search wins on images that did not choose it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from redfree.channels import ChannelMap
+from redfree.records.statistics import bootstrap_mean_ci95
+from redfree.search.evaluate import Evaluator, index_matrix
+from redfree.search.exhaustive import Search
+
+
+@dataclass(frozen=True)
+class GuardVerdict:
+    """The guard's answer.
+
+    Attributes:
+        rule: the acceptance rule.
+        folds: number of folds.
+        accepted: whether the swap is used.
+        gain: mean held-out IoU gain over the search images.
+        standard_error: of that mean over images.
+        gain_ci95: 95% bootstrap interval of that mean.
+        decoder_passes: maps times images scored for the guard.
+        seconds: time that scoring them took.
+    """
+
+    rule: str
+    folds: int
+    accepted: bool
+    gain: float
+    standard_error: float
+    gain_ci95: tuple[float, float]
+    decoder_passes: int
+    seconds: float
+
+
+def fold_images(count: int, folds: int, seed: int) -> list[NDArray[np.int64]]:
+    """Splits positions 0..count-1 into seeded folds of almost equal size, each ascending."""
+    order = np.random.default_rng(seed).permutation(count)
+    return [np.sort(part) for part in np.array_split(order, folds)]
+
+
+def cross_validate(search: Search, evaluator: Evaluator, folds: int, seed: int) -> GuardVerdict:
+    """Repeats the search without each fold in turn and scores what it chose on the fold.
+
+    Every search image is thus scored once with a swap that it had no part in choosing. The one-standard-error rule
+    accepts where the mean gain exceeds its standard error.
+
+    Args:
+        search: the search to judge.
+        evaluator: scores maps on the search images, and holds no others.
+        folds: number of folds, 2 or more.
+        seed: seed of the folds.
+
+    Raises:
+        ValueError: there are fewer images than folds, or fewer than 2 folds.
+    """
+    if not 2 <= folds <= len(evaluator):
+        raise ValueError(f"{folds} folds cannot be made of {len(evaluator)} images")
+    gains, passes, seconds = np.zeros(len(evaluator)), 0, 0.0
+    for held_out in fold_images(len(evaluator), folds, seed):
+        kept = np.setdiff1d(np.arange(len(evaluator)), held_out)
+        result = search(evaluator, kept.tolist())
+        pair = index_matrix([ChannelMap(evaluator.model.channels), result.channel_map])
+        scores = evaluator.score(pair, held_out.tolist(), "held-out fold")
+        gains[held_out] = scores.values[1] - scores.values[0]
+        passes += sum(step.decoder_passes for step in result.trace) + scores.values.size
+        seconds += sum(step.seconds for step in result.trace) + scores.seconds
+    mean, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
+    interval = bootstrap_mean_ci95(gains)
+    return GuardVerdict("one_standard_error", folds, mean > error, mean, error, interval, passes, seconds)

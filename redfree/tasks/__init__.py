@@ -1,0 +1,1 @@
+"""Tasks: raw counts of each image, and the metrics they give."""

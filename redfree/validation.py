@@ -1,0 +1,42 @@
+"""Pydantic's complaints as one line that a user can act on."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from redfree.errors import UserError, unknown
+
+Validated = TypeVar("Validated", bound=BaseModel)
+
+
+def validate(kind: type[Validated], data: object, where: str) -> Validated:
+    """Builds a model from plain data.
+
+    Args:
+        kind: the model.
+        data: plain data of a file.
+        where: the file, and the part of it, for the message.
+
+    Raises:
+        UserError: a field is unknown (the nearest is named), missing or not valid.
+    """
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{where}: {unknown('field', field, _fields_at(kind, first['loc'][:-1]))}") from None
+        raise UserError(f"{where}: field {field}: {first['msg']}") from None
+
+
+def _fields_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        if isinstance(part, int) or part not in kind.model_fields:
+            continue
+        annotation = kind.model_fields[part].annotation
+        inner = getattr(annotation, "__args__", (annotation,))
+        kind = next((a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)), kind)
+    return [".".join([*(str(p) for p in path), name]) for name in kind.model_fields]
