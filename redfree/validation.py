@@ -25,7 +25,8 @@ def validate(kind: type[Validated], data: object, where: str) -> Validated:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt field is also a missing one: the spelling is what the user can mend.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         field = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise UserError(f"{where}: {unknown('field', field, _fields_at(kind, first['loc'][:-1]))}") from None

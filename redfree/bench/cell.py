@@ -21,7 +21,8 @@ from redfree.models.weights import load_model, shipped_weights
 from redfree.records import schema
 from redfree.records.provenance import environment, now
 from redfree.records.statistics import bootstrap_ci95
-from redfree.search.evaluate import Evaluator
+from redfree.records.store import counts_path, write_counts, write_record
+from redfree.search.evaluate import Evaluator, Ledger
 from redfree.search.guard import GuardVerdict
 from redfree.search.log import SearchLog
 from redfree.tasks.segmentation import COUNT_NAMES, METRICS, Counts
@@ -74,11 +75,19 @@ class Setup:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A finished cell: its record and the raw counts (draws, images, 4) that belong to it."""
+    """A finished cell.
+
+    Attributes:
+        record: what is kept of it.
+        counts: raw counts (draws, images, 4) of the test images.
+        setup: model and evaluators.
+        choice: what the method decided.
+    """
 
     record: schema.Record
     counts: Counts
-    ids: list[str]
+    setup: Setup
+    choice: Choice
 
 
 def load_splits(request: CellRequest, dataset: SegmentationDataset) -> Splits:
@@ -194,7 +203,7 @@ def measure(request: CellRequest, dataset: SegmentationDataset, model_file: Path
         result=_result(choice),
         env=environment(),
     )
-    return Measurement(record, counts, [sample.id for sample in splits.test])
+    return Measurement(record, counts, setup, choice)
 
 
 def scores_of(counts: Counts) -> list[schema.Score]:
@@ -215,13 +224,13 @@ def scores_of(counts: Counts) -> list[schema.Score]:
 
 def _cost(setup: Setup, choice: Choice) -> schema.Cost:
     trace = choice.searched.trace if choice.searched else ()
-    guard = choice.guard
+    ledger = setup.choosing.ledger if setup.choosing else Ledger()
     evaluators = {id(e): e for e in (setup.test, setup.choosing) if e is not None}.values()
     return schema.Cost(
         trainable_params=schema.TrainableParameters(inserted=0, total=0),
         candidates_scored=sum(step.evaluations for step in trace),
-        decoder_passes=sum(step.decoder_passes for step in trace) + (guard.decoder_passes if guard else 0),
-        scoring_seconds=sum(step.seconds for step in trace) + (guard.seconds if guard else 0.0),
+        decoder_passes=ledger.passes,
+        scoring_seconds=ledger.seconds,
         cache_bytes=sum(e.features.maps.nbytes for e in evaluators),
     )
 
@@ -253,6 +262,12 @@ def counts_table(measurement: Measurement) -> pd.DataFrame:
     """Raw counts of a measurement, one row a draw and image."""
     draws, images, _ = measurement.counts.shape
     table = pd.DataFrame(measurement.counts.reshape(-1, 4), columns=list(COUNT_NAMES))
-    table.insert(0, "id", measurement.ids * draws)
+    table.insert(0, "id", [sample.id for sample in measurement.setup.test.samples] * draws)
     table.insert(0, "draw", np.repeat(np.arange(draws), images))
     return table
+
+
+def write_measurement(path: Path, measurement: Measurement) -> None:
+    """Writes the raw counts of a measurement, then its record, which names them."""
+    counts = write_counts(counts_path(path), counts_table(measurement))
+    write_record(path, measurement.record.model_copy(update={"files": {"counts": counts}}))

@@ -4,40 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
+from redfree.bench.catalogue import METHOD_PARAMS, NoParams, RandomSwapParams, SwapParams
 from redfree.channels import ChannelMap
 from redfree.measure.phases import Stopwatch
-from redfree.records.schema import Protocol, Strict
+from redfree.records.schema import Protocol
 from redfree.search.evaluate import Evaluator
 from redfree.search.exhaustive import ExhaustiveSearch, SearchResult
 from redfree.search.guard import GuardVerdict, cross_validate
-
-
-class NoParams(Strict):
-    """A method without parameters."""
-
-
-class SwapParams(Strict):
-    """Parameters of a searched swap.
-
-    Attributes:
-        guard: the acceptance rule, or none for the paper's rule, which always uses what the search chose.
-        select_on: the split that chooses. `test` is the oracle control, which only measures leakage.
-    """
-
-    guard: Literal["one_standard_error", "none"] = "one_standard_error"
-    select_on: Literal["search", "test"] = "search"
-
-
-class RandomSwapParams(Strict):
-    """Parameters of the random control: how many pairs, and how many independent draws are averaged."""
-
-    pairs: int = Field(default=5, ge=1)
-    draws: int = Field(default=20, ge=1)
 
 
 @dataclass(frozen=True)
@@ -127,8 +105,8 @@ def _random_swap(situation: Situation, params: RandomSwapParams) -> Choice:
 
 
 METHODS: Mapping[str, Method] = {
-    "baseline": Method(NoParams, False, _baseline),
-    "swap": Method(SwapParams, True, _swap),
-    "zero": Method(SwapParams, True, _zero),
-    "random-swap": Method(RandomSwapParams, False, _random_swap),
+    "baseline": Method(METHOD_PARAMS["baseline"], False, _baseline),
+    "swap": Method(METHOD_PARAMS["swap"], True, _swap),
+    "zero": Method(METHOD_PARAMS["zero"], True, _zero),
+    "random-swap": Method(METHOD_PARAMS["random-swap"], False, _random_swap),
 }

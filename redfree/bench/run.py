@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from redfree.bench.cell import CellRequest, identify
 from redfree.progress import track
 from redfree.records.provenance import environment, now
 from redfree.records.schema import Record, Spec
-from redfree.records.store import COUNTS_SUFFIX, read_record, record_path, require_writable, write_record
+from redfree.records.store import read_record, record_path, require_writable, write_record
 
 POLICIES = ("only-missing", "always", "never")
 
@@ -108,8 +109,9 @@ def _spawn(job: Job, cache: Path) -> tuple[int, str]:
         # The pipe stays open: a worker ends itself when its parent, and with it the pipe, is gone.
         assert process.stdin is not None
         assert process.stderr is not None
-        process.stdin.write(request)
-        process.stdin.flush()
+        with suppress(BrokenPipeError):  # a worker that is gone already says so by its code
+            process.stdin.write(request)
+            process.stdin.flush()
         complaint = process.stderr.read()
         return process.wait(), complaint
     except BaseException:
@@ -129,8 +131,3 @@ def _failed_record(spec: Spec, status: str, error: str) -> Record:
             "env": environment(),
         }
     )
-
-
-def counts_path(record: Path) -> Path:
-    """Where the raw counts of a record lie."""
-    return record.with_name(record.stem + COUNTS_SUFFIX)

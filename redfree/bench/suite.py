@@ -7,15 +7,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mmengine.config import Config
 from pydantic import Field, JsonValue
 
+from redfree.bench.catalogue import METHOD_PARAMS
 from redfree.bench.cell import CellRequest
-from redfree.bench.methods import METHODS
 from redfree.data.registry import DATASETS
 from redfree.errors import UserError, unknown
-from redfree.models.nano import NANO_ARCHITECTURES
+from redfree.models.catalogue import NANO_ARCHITECTURES
 from redfree.records.schema import MethodSpec, Protocol, Strict
 from redfree.validation import validate
 
@@ -80,8 +79,8 @@ def load_suite(name: str, overrides: Mapping[str, Any] | None = None) -> Suite:
     try:
         config = Config.fromfile(str(path))
         config.merge_from_dict(dict(overrides or {}))
-    except (yaml.YAMLError, OSError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: not a suite ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # mmengine lets malformed files and overrides raise nearly anything
+        raise UserError(f"{path}: not a suite ({' '.join(str(error).split())})") from None
     suite = validate(Suite, config.to_dict(), str(path))
     for model in suite.models:
         if model not in NANO_ARCHITECTURES:
@@ -93,10 +92,10 @@ def load_suite(name: str, overrides: Mapping[str, Any] | None = None) -> Suite:
 
 
 def _method_spec(entry: MethodEntry, where: str) -> MethodSpec:
-    if entry.name not in METHODS:
-        raise UserError(f"{where}: methods: {unknown('method', entry.name, METHODS)}")
+    if entry.name not in METHOD_PARAMS:
+        raise UserError(f"{where}: methods: {unknown('method', entry.name, METHOD_PARAMS)}")
     label = entry.label or entry.name
-    params = validate(METHODS[entry.name].params, dict(entry.params), f"{where}: method {label}: params")
+    params = validate(METHOD_PARAMS[entry.name], dict(entry.params), f"{where}: method {label}: params")
     return MethodSpec(name=entry.name, label=label, params=params.model_dump(mode="json"))
 
 
@@ -113,7 +112,10 @@ def plan(suite: Suite, only: str | None = None, shard: tuple[int, int] = (1, 1))
         UserError: a method is unknown, or nothing is left.
     """
     methods = [_method_spec(entry, f"suite {suite.suite}") for entry in suite.methods]
-    groups = list(product(suite.models, suite.datasets, suite.seeds))[shard[0] - 1 :: shard[1]]
+    everything = list(product(suite.models, suite.datasets, suite.seeds))
+    groups = everything[shard[0] - 1 :: shard[1]]
+    if not groups:
+        raise UserError(f"shard {shard[0]}/{shard[1]} is empty: the suite has {len(everything)} groups to divide")
     cells = [
         CellRequest(suite=suite.suite, model=model, dataset=dataset, seed=seed, method=method, protocol=suite.protocol)
         for (model, dataset, seed), method in product(groups, methods)

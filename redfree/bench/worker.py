@@ -7,12 +7,10 @@ import sys
 import threading
 from pathlib import Path
 
-from redfree.bench.cell import CellRequest, counts_table, measure
-from redfree.bench.run import counts_path
+from redfree.bench.cell import CellRequest, measure, write_measurement
 from redfree.data.registry import open_dataset
 from redfree.errors import UserError
 from redfree.models.weights import shipped_weights
-from redfree.records.store import write_counts, write_record
 from redfree.search.log import SearchLog
 
 
@@ -36,8 +34,7 @@ def main() -> int:
     if measurement.record.run_id != run_id:
         sys.stderr.write(f"the cell was planned as {run_id} and measured as {measurement.record.run_id}\n")
         return 1
-    counts = write_counts(counts_path(path), counts_table(measurement))
-    write_record(path, measurement.record.model_copy(update={"files": {"counts": counts}}))
+    write_measurement(path, measurement)
     return 0
 
 

@@ -1,17 +1,20 @@
-"""Dataset adapters by name."""
+"""Dataset adapters by name; an adapter's module is imported only when it is opened."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
 
-from redfree.data.procedural import ProceduralDataset
-from redfree.data.procedural.scenes import DOMAINS
-from redfree.data.schema import SegmentationDataset
 from redfree.errors import unknown
 
-DATASETS: Mapping[str, Callable[[], SegmentationDataset]] = {
-    f"procedural/{domain}": partial(ProceduralDataset, domain) for domain in DOMAINS
+if TYPE_CHECKING:
+    from redfree.data.schema import SegmentationDataset
+
+DATASETS: Mapping[str, tuple[str, str]] = {
+    "procedural/natural": ("redfree.data.procedural:ProceduralDataset", "natural"),
+    "procedural/medical": ("redfree.data.procedural:ProceduralDataset", "medical"),
+    "procedural/camouflaged": ("redfree.data.procedural:ProceduralDataset", "camouflaged"),
 }
 
 
@@ -23,4 +26,6 @@ def open_dataset(name: str) -> SegmentationDataset:
     """
     if name not in DATASETS:
         raise unknown("dataset", name, DATASETS)
-    return DATASETS[name]()
+    location, argument = DATASETS[name]
+    module, attribute = location.split(":")
+    return cast("SegmentationDataset", getattr(importlib.import_module(module), attribute)(argument))

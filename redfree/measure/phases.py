@@ -75,10 +75,13 @@ class Stopwatch:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         peak, start = _PeakResident(), time.perf_counter()
-        yield
-        if cuda:
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
+        try:
+            yield
+            if cuda:
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+        finally:
+            resident = peak.read()
         allocated = torch.cuda.max_memory_allocated() if cuda else None
         reserved = torch.cuda.max_memory_reserved() if cuda else None
-        self.phases.append(Phase(name, seconds, peak.read(), allocated, reserved))
+        self.phases.append(Phase(name, seconds, resident, allocated, reserved))

@@ -61,10 +61,10 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         raise UserError(
             f"{path}: truncated, or a pickle that holds more than tensors, refused; save its state_dict as safetensors"
         ) from None
-    except (RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # torch's unpickler lets a corrupt file raise nearly anything, KeyError to struct.error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: truncated or not a checkpoint ({reason}); copy or download it again") from None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or any(type(k) is not str or not isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"{path}: holds no plain state dict of tensors")
     return state
 

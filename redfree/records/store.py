@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,24 @@ def record_path(results: Path, spec: Spec) -> Path:
     return results / spec.suite / spec.model.name / dataset / spec.method.label / f"{spec.run_id()}.json"
 
 
-def require_writable(results: Path) -> None:
-    """Creates the results folder.
+def counts_path(record: Path) -> Path:
+    """Where the raw counts of a record lie: beside it."""
+    return record.with_name(record.stem + COUNTS_SUFFIX)
+
+
+def require_writable(folder: Path) -> None:
+    """Checks that files can be written below a folder, which need not exist and is not created.
 
     Raises:
-        UserError: it cannot be created or written to.
+        UserError: the folder, or the nearest one that exists above it, cannot be written to.
     """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
-        results.mkdir(parents=True, exist_ok=True)
-        with replace_atomically(results / ".writable"):
+        with tempfile.TemporaryFile(dir=existing):
             pass
-        (results / ".writable").unlink()
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise UserError(f"{results}: results cannot be written here ({reason}); choose another --results") from None
+        raise UserError(f"{folder}: cannot be written to ({reason}); choose another folder") from None
 
 
 def write_record(path: Path, record: Record) -> None:

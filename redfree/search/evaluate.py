@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import numpy as np
@@ -24,15 +24,55 @@ IndexMatrix = NDArray[np.int16]
 
 def index_matrix(maps: Sequence[ChannelMap]) -> IndexMatrix:
     """Stacks the index vectors of some maps: (maps, C), -1 for a zeroed channel."""
-    return np.array([m.index() for m in maps], np.int16)
+    matrix: IndexMatrix = np.array([m.index() for m in maps], np.int16)
+    return matrix
 
 
 def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:
     """The mask at another (height, width): a pixel is set where at least half of its area is."""
-    if mask.shape == size:
-        return torch.from_numpy(mask)
-    area = torch.nn.functional.interpolate(torch.from_numpy(mask)[None, None].float(), size, mode="area")
-    return area[0, 0] >= 0.5
+    rows, columns = (_overlaps(source, target) for source, target in zip(mask.shape, size, strict=True))
+    return torch.from_numpy(2 * (rows @ mask @ columns.T) >= mask.size)
+
+
+def _overlaps(source: int, target: int) -> NDArray[np.int64]:
+    """Lengths (target, source) shared by pixels of a line of source * target units divided in both ways."""
+    ours, theirs = np.arange(target)[:, None] * source, np.arange(source) * target
+    return np.maximum(np.minimum(ours + source, theirs + target) - np.maximum(ours, theirs), 0)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of maps on images.
+
+    Attributes:
+        values: (maps, images) IoU in 0..1.
+        seconds: time that computing them took; also where they were read from the log.
+    """
+
+    values: NDArray[np.float64]
+    seconds: float
+
+
+class Ledger:
+    """Decoder passes and seconds of everything scored, where what several stages share counts once."""
+
+    def __init__(self) -> None:
+        """Starts at nothing."""
+        self._entries: dict[tuple[str, ...], tuple[int, float]] = {}
+
+    def enter(self, key: tuple[str, ...], passes: int, seconds: float) -> None:
+        """Notes one image and set of maps, unless it is known."""
+        self._entries.setdefault(key, (passes, seconds))
+
+    @property
+    def passes(self) -> int:
+        """Maps times images, without repetitions."""
+        return sum(passes for passes, _ in self._entries.values())
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of scoring them, also where they were read from the search log."""
+        return sum(seconds for _, seconds in self._entries.values())
 
 
 @dataclass(frozen=True)
@@ -48,6 +88,7 @@ class Evaluator:
         features: their features.
         log: keeps every score on disk, so that nothing is scored twice and a killed search goes on.
         batch: maps decoded at a time.
+        ledger: what this evaluator was asked for, each image and set of maps once.
     """
 
     model: Model
@@ -55,6 +96,7 @@ class Evaluator:
     features: Features
     log: SearchLog
     batch: int = 64
+    ledger: Ledger = field(default_factory=Ledger)
 
     @cached_property
     def _context(self) -> str:
@@ -88,10 +130,12 @@ class Evaluator:
         """
         chosen = range(len(self)) if images is None else images
         maps_key = hashlib.sha256(np.ascontiguousarray(maps).tobytes()).hexdigest()
-        units = [
-            self.log.unit((self._context, self._fingerprints[d], maps_key), partial(self._score_image, maps, d))
-            for d in self.log.track(chosen, label)
-        ]
+        units = []
+        for d in self.log.track(chosen, label):
+            key = (self._context, self._fingerprints[d], maps_key)
+            scores, seconds = self.log.unit(key, partial(self._score_image, maps, d))
+            self.ledger.enter(key, len(maps), seconds)
+            units.append((scores, seconds))
         return Scores(np.stack([scores for scores, _ in units], 1), sum(seconds for _, seconds in units))
 
     def _score_image(self, maps: IndexMatrix, d: int) -> tuple[NDArray[np.float64], float]:
@@ -115,16 +159,3 @@ class Evaluator:
         logits = self.model.decode(swapped, [sample.prompt for sample in self.samples])
         pairs = zip(logits, self.samples, strict=True)
         return np.array([count_pixels(np.asarray(mask.cpu() > 0), sample.mask) for mask, sample in pairs], np.int64)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of maps on images.
-
-    Attributes:
-        values: (maps, images) IoU in 0..1.
-        seconds: time that computing them took; also where they were read from the log.
-    """
-
-    values: NDArray[np.float64]
-    seconds: float

@@ -24,8 +24,6 @@ class GuardVerdict:
         gain: mean held-out IoU gain over the search images.
         standard_error: of that mean over images.
         gain_ci95: 95% bootstrap interval of that mean.
-        decoder_passes: maps times images scored for the guard.
-        seconds: time that scoring them took.
     """
 
     rule: str
@@ -34,8 +32,6 @@ class GuardVerdict:
     gain: float
     standard_error: float
     gain_ci95: tuple[float, float]
-    decoder_passes: int
-    seconds: float
 
 
 def fold_images(count: int, folds: int, seed: int) -> list[NDArray[np.int64]]:
@@ -61,15 +57,13 @@ def cross_validate(search: Search, evaluator: Evaluator, folds: int, seed: int) 
     """
     if not 2 <= folds <= len(evaluator):
         raise ValueError(f"{folds} folds cannot be made of {len(evaluator)} images")
-    gains, passes, seconds = np.zeros(len(evaluator)), 0, 0.0
+    gains = np.zeros(len(evaluator))
     for held_out in fold_images(len(evaluator), folds, seed):
         kept = np.setdiff1d(np.arange(len(evaluator)), held_out)
         result = search(evaluator, kept.tolist())
         pair = index_matrix([ChannelMap(evaluator.model.channels), result.channel_map])
         scores = evaluator.score(pair, held_out.tolist(), "held-out fold")
         gains[held_out] = scores.values[1] - scores.values[0]
-        passes += sum(step.decoder_passes for step in result.trace) + scores.values.size
-        seconds += sum(step.seconds for step in result.trace) + scores.seconds
     mean, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
     interval = bootstrap_mean_ci95(gains)
-    return GuardVerdict("one_standard_error", folds, mean > error, mean, error, interval, passes, seconds)
+    return GuardVerdict("one_standard_error", folds, mean > error, mean, error, interval)

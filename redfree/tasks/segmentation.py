@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor  # only named in annotations: tables read these metrics without loading torch
 
 Counts = NDArray[np.int64]
 COUNT_NAMES = ("tp", "fp", "fn", "tn")

@@ -1,0 +1,190 @@
+"""The practitioner's command: is there a swap that helps on these images, and can it be trusted?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from redfree.bench.catalogue import SwapParams
+from redfree.bench.cell import CellRequest, Measurement, measure, write_measurement
+from redfree.channels import ChannelMap
+from redfree.data.folder import FolderDataset
+from redfree.data.schema import SegmentationDataset
+from redfree.errors import UserError
+from redfree.models.weights import shipped_weights
+from redfree.records.schema import MethodSpec, Protocol
+from redfree.records.statistics import bootstrap_mean_ci95
+from redfree.records.store import require_writable
+from redfree.search.log import SearchLog
+from redfree.tasks.segmentation import Counts, image_iou
+
+MIN_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class AdaptOptions:
+    """What the user asked for.
+
+    Attributes:
+        model: name of the model.
+        checkpoint: weights file; None for those that ship.
+        data: folder or manifest that is split by seed; None where `search` and `test` are given.
+        search: folder or manifest of the images that choose.
+        test: folder or manifest of the images that are scored.
+        out: folder of what is written.
+        n_search: images that choose; None takes 50, or half of a folder of fewer than 100.
+        n_pairs: N of the Top-N.
+        folds: folds of the guard.
+        guard: one_standard_error or none.
+        mask_threshold: masks hold the object where they are at least this; None reads two-valued masks.
+        seed: seed of split and folds.
+        threads: torch threads.
+    """
+
+    model: str
+    out: Path
+    checkpoint: Path | None = None
+    data: Path | None = None
+    search: Path | None = None
+    test: Path | None = None
+    n_search: int | None = None
+    n_pairs: int = 10
+    folds: int = 5
+    guard: str = "one_standard_error"
+    mask_threshold: int | None = None
+    seed: int = 0
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What `adapt` found.
+
+    Attributes:
+        measurement: the cell of the swap.
+        before: raw counts of the unchanged model on the test images, (images, 4).
+        searched: the same with what the search chose, whether or not the guard accepted it.
+    """
+
+    measurement: Measurement
+    before: Counts
+    searched: Counts
+
+    @property
+    def after(self) -> Counts:
+        """Raw counts of what is handed to the user, (images, 4)."""
+        return np.asarray(self.measurement.counts[0])
+
+    def gain(self, counts: Counts) -> tuple[float, tuple[float, float]]:
+        """Mean per-image IoU gain of some counts over the unchanged model, with its 95% interval."""
+        gains: NDArray[np.float64] = image_iou(counts) - image_iou(self.before)
+        return float(gains.mean()), bootstrap_mean_ci95(gains)
+
+
+class _TwoFolders:
+    """Search and test images from two places, as one dataset."""
+
+    def __init__(self, search: Path, test: Path, mask_threshold: int | None) -> None:
+        self._parts = {"search": FolderDataset(search, mask_threshold), "test": FolderDataset(test, mask_threshold)}
+
+    def __len__(self) -> int:
+        return len(self._parts["search"])
+
+    def load(self, split: str, count: int, seed: int) -> datasets.Dataset:
+        return self._parts[split].load("all", count, seed)
+
+    def describe(self) -> dict[str, Any]:
+        about = {split: part.describe() for split, part in self._parts.items()}
+        return {**about["test"], "name": f"{about['search']['name']}+{about['test']['name']}"}
+
+    def verify(self) -> list[str]:
+        return [defect for part in self._parts.values() for defect in part.verify()]
+
+
+def _open(options: AdaptOptions) -> tuple[SegmentationDataset, int, int]:
+    """The dataset with the sizes of its search and test split."""
+    if options.data is None:
+        if options.search is None or options.test is None:
+            raise UserError("give --data FOLDER, or both --search FOLDER and --test FOLDER")
+        pair = _TwoFolders(options.search, options.test, options.mask_threshold)
+        n_test = len(FolderDataset(options.test, options.mask_threshold))
+        return pair, options.n_search or min(50, len(pair)), n_test
+    if options.search is not None or options.test is not None:
+        raise UserError("give --data FOLDER, or --search FOLDER and --test FOLDER, not both")
+    total = len(FolderDataset(options.data, options.mask_threshold))
+    n_search = options.n_search or min(50, total // 2)
+    if total < MIN_IMAGES or n_search >= total:
+        raise UserError(
+            f"{options.data}: has {total} images, {n_search} search images asked for; "
+            f"at least {MIN_IMAGES} images are needed, and --n-search must leave some to test on"
+        )
+    return FolderDataset(options.data, options.mask_threshold, n_search), n_search, total - n_search
+
+
+def _request(options: AdaptOptions, dataset: SegmentationDataset, n_search: int, n_test: int) -> CellRequest:
+    if options.folds > n_search:
+        raise UserError(f"--folds {options.folds} is more than the {n_search} search images; lower it")
+    about = dataset.describe()
+    protocol = {
+        "n_search": n_search,
+        "n_test": n_test,
+        "n_pairs": options.n_pairs,
+        "folds": options.folds,
+        "threads": options.threads,
+        "prompt": about["prompt_rule"],
+    }
+    params = SwapParams.model_validate({"guard": options.guard}).model_dump(mode="json")
+    return CellRequest(
+        suite="adapt",
+        model=options.model,
+        dataset=about["name"],
+        seed=options.seed,
+        method=MethodSpec(name="swap", label="swap", params=params),
+        protocol=Protocol.model_validate(protocol),
+    )
+
+
+def adapt(options: AdaptOptions, cache: Path) -> Adaptation:
+    """Searches a swap on the user's images and scores it on images that had no part in choosing it.
+
+    Nothing is written but the search log, from which a killed search goes on.
+
+    Raises:
+        UserError: an image, mask, point, option or weights file is not usable; the message names it and the mend.
+    """
+    require_writable(options.out)
+    dataset, n_search, n_test = _open(options)
+    request = _request(options, dataset, n_search, n_test)
+    weights = options.checkpoint or shipped_weights(options.model)
+    measurement = measure(request, dataset, weights, SearchLog(cache / "scores"))
+    test, found = measurement.setup.test, measurement.choice.searched
+    assert found is not None
+    return Adaptation(
+        measurement, test.count(ChannelMap(measurement.setup.model.channels)), test.count(found.channel_map)
+    )
+
+
+def write_swap(adaptation: Adaptation, path: Path) -> None:
+    """Writes `swap.json`: the map that the guard lets through, with where it comes from."""
+    record = adaptation.measurement.record
+    assert record.result is not None
+    adaptation.measurement.choice.maps[0].save(
+        path,
+        model=record.spec.model.name,
+        checkpoint_sha256=record.spec.model.checkpoint_sha256,
+        run_id=record.run_id,
+        searched_pairs=record.result.searched_pairs,
+        guard=json.loads(record.result.guard.model_dump_json()) if record.result.guard else None,
+    )
+
+
+def write_adaptation(adaptation: Adaptation, out: Path) -> None:
+    """Writes the swap, the record and its raw counts."""
+    write_measurement(out / "record.json", adaptation.measurement)
+    write_swap(adaptation, out / "swap.json")

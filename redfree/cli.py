@@ -1,0 +1,217 @@
+"""The command line: one verb a function."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from redfree.errors import UserError
+
+if TYPE_CHECKING:
+    from redfree.bench.run import Outcome
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Results = Annotated[Path, typer.Option(help="Folder of the records.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder of the search log; REDFREE_CACHE or ~/.cache/redfree.")]
+Only = Annotated[str | None, typer.Option(help="Only cells whose model/dataset/method/seed contains this text.")]
+Shard = Annotated[str, typer.Option(help="i/n: the i-th of n parts, from 1.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Change a field: protocol.n_search=20.")]
+
+
+def _cache(option: Path | None) -> Path:
+    return option or Path(os.environ.get("REDFREE_CACHE") or Path.home() / ".cache" / "redfree")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, total = text.partition("/")
+    if not (part.isdigit() and total.isdigit() and 1 <= int(part) <= int(total)):
+        raise UserError(f"--shard {text!r} is not i/n with 1 <= i <= n, such as 1/4")
+    return int(part), int(total)
+
+
+def _overrides(settings: list[str] | None) -> dict[str, object]:
+    import yaml
+
+    pairs = [setting.partition("=") for setting in settings or []]
+    for name, equals, _ in pairs:
+        if not (name and equals):
+            raise UserError(f"--set {name!r} is not FIELD=VALUE, such as protocol.n_search=20")
+    return {name: yaml.safe_load(value) for name, _, value in pairs}
+
+
+@app.command("list")
+def list_names() -> None:
+    """Lists suites, models, datasets and methods."""
+    from redfree.bench.catalogue import METHOD_PARAMS
+    from redfree.data.registry import DATASETS
+    from redfree.models.catalogue import NANO_ARCHITECTURES
+
+    suites = sorted(path.stem for path in Path("benchmarks").glob("*.yaml"))
+    groups = {"suites": suites, "models": NANO_ARCHITECTURES, "datasets": DATASETS, "methods": METHOD_PARAMS}
+    for kind, names in groups.items():
+        typer.echo(f"{kind}: {', '.join(names) or '(none here; run inside a checkout)'}")
+
+
+@app.command()
+def plan(
+    suite: str, results: Results = Path("results"), only: Only = None, shard: Shard = "1/1", settings: Set = None
+) -> None:
+    """Shows the cells of a suite and which of them have a record."""
+    from redfree.bench.run import jobs_of
+    from redfree.bench.suite import load_suite
+    from redfree.bench.suite import plan as expand
+
+    jobs = jobs_of(expand(load_suite(suite, _overrides(settings)), only, _shard(shard)), results)
+    for job in jobs:
+        typer.echo(f"{job.spec.run_id()}  {'done' if job.done else 'open'}  {job.request.title}")
+    typer.echo(f"{len(jobs)} cells, {sum(not job.done for job in jobs)} open")
+
+
+@app.command()
+def run(
+    suite: str,
+    results: Results = Path("results"),
+    cache: Cache = None,
+    policy: Annotated[str, typer.Option(help="only-missing, always or never.")] = "only-missing",
+    only: Only = None,
+    shard: Shard = "1/1",
+    settings: Set = None,
+) -> None:
+    """Measures the cells of a suite, one process and one record each; goes on where it was stopped."""
+    from redfree.bench import run as execution
+    from redfree.bench.suite import load_suite
+    from redfree.bench.suite import plan as expand
+    from redfree.errors import unknown
+
+    if policy not in execution.POLICIES:
+        raise unknown("policy", policy, execution.POLICIES)
+    requests = expand(load_suite(suite, _overrides(settings)), only, _shard(shard))
+    jobs = execution.jobs_of(requests, results)
+    outcomes = execution.run(jobs, results, _cache(cache), policy, _say)
+    bad = [outcome for outcome in outcomes if outcome.status in ("failed", "oom")]
+    typer.echo(f"{len(outcomes)} cells, {len(bad)} failed")
+    if bad:
+        raise typer.Exit(1)
+
+
+def _say(outcome: Outcome) -> None:
+    reason = f"  {outcome.error}" if outcome.error else ""
+    typer.echo(f"{outcome.status:8}  {outcome.job.request.title}  {outcome.job.spec.run_id()}{reason}")
+
+
+@app.command()
+def adapt(
+    out: Annotated[Path, typer.Option(help="Folder of swap.json, record and report.")],
+    model: Annotated[str, typer.Option(help="Name of the model.")] = "sam_nano",
+    data: Annotated[Path | None, typer.Option(help="Images and masks, split by seed: folder or .jsonl.")] = None,
+    search: Annotated[Path | None, typer.Option(help="Images that choose, in place of --data.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Images that are scored, in place of --data.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights file in place of the shipped one.")] = None,
+    n_search: Annotated[int | None, typer.Option(min=2, help="Images that choose; 50, or half of fewer.")] = None,
+    n_pairs: Annotated[int, typer.Option(min=1, max=16, help="N of the Top-N.")] = 10,
+    folds: Annotated[int, typer.Option(min=2, help="Folds of the guard.")] = 5,
+    guard: Annotated[str, typer.Option(help="one_standard_error or none.")] = "one_standard_error",
+    mask_threshold: Annotated[int | None, typer.Option(min=1, help="Masks: values from this on are object.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of split and folds.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 2,
+    cache: Cache = None,
+) -> None:
+    """Searches a swap on your own images and says whether it can be trusted."""
+    from redfree.bench import adapt as adaptation
+    from redfree.errors import unknown
+    from redfree.report.adaptation import verdict, write_report
+
+    if guard not in ("one_standard_error", "none"):
+        raise unknown("guard", guard, ("one_standard_error", "none"))
+    options = adaptation.AdaptOptions(
+        model=model,
+        out=out,
+        checkpoint=checkpoint,
+        data=data,
+        search=search,
+        test=test,
+        n_search=n_search,
+        n_pairs=n_pairs,
+        folds=folds,
+        guard=guard,
+        mask_threshold=mask_threshold,
+        seed=seed,
+        threads=threads,
+    )
+    found = adaptation.adapt(options, _cache(cache))
+    adaptation.write_adaptation(found, out)
+    write_report(found, out)
+    typer.echo(verdict(found))
+    typer.echo(f"report: {out / 'report.md'}")
+
+
+@app.command()
+def table(
+    suite: str, results: Results = Path("results"), out: Annotated[Path, typer.Option()] = Path("leaderboards")
+) -> None:
+    """Writes the leaderboard of a suite from its records and shows its main figures."""
+    import yaml
+
+    from redfree.report.table import main_figures, write_leaderboard
+
+    path = Path("benchmarks") / f"{suite}.yaml"
+    title = yaml.safe_load(path.read_text("utf-8"))["title"] if path.is_file() else suite
+    written = write_leaderboard(results, suite, title, out)
+    typer.echo(main_figures(results, suite))
+    typer.echo("\n".join(str(path) for path in written))
+
+
+@app.command()
+def sheet(
+    dataset: str,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")],
+    split: Annotated[str, typer.Option(help="search, train, validation or test.")] = "train",
+    count: Annotated[int, typer.Option(min=1)] = 32,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Draws a contact sheet of a dataset: every image above itself with outline and prompt."""
+    from redfree.data.registry import open_dataset
+    from redfree.data.schema import read_samples
+    from redfree.report.sheet import write_sheet
+
+    write_sheet(list(read_samples(open_dataset(dataset).load(split, count, seed))), out)
+    typer.echo(str(out))
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[Path, typer.Argument(help="A recipe of benchmarks/pretrain/.")],
+    out: Annotated[Path, typer.Option(help="Folder of checkpoint and weights; training goes on from it.")],
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Trains a nano model by its recipe."""
+    import torch
+    import yaml
+    from pydantic import TypeAdapter, ValidationError
+
+    from redfree.models.pretrain import Recipe
+    from redfree.models.pretrain import pretrain as train
+
+    if not recipe.is_file():
+        raise UserError(f"{recipe}: no such recipe")
+    try:
+        chosen = TypeAdapter(Recipe).validate_python(yaml.safe_load(recipe.read_text("utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{recipe}: field {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    torch.set_num_threads(threads)
+    typer.echo(str(train(chosen, out)))
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one line on standard error and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

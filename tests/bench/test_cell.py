@@ -1,0 +1,246 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from redfree.bench.catalogue import METHOD_PARAMS
+from redfree.bench.cell import CellRequest, counts_table, identify, measure, write_measurement
+from redfree.bench.methods import METHODS
+from redfree.data.procedural import ProceduralDataset
+from redfree.models import weights
+from redfree.models.nano import NANO_ARCHITECTURES
+from redfree.records import statistics
+from redfree.records.schema import MethodSpec, Protocol
+from redfree.records.store import counts_path, read_counts, read_record
+from redfree.search.log import SearchLog
+from redfree.tasks.segmentation import count_pixels, image_iou
+
+PROTOCOL = Protocol(n_search=4, n_test=3, n_pairs=2, folds=2, threads=1)
+CELLS = {
+    "baseline": ("baseline", {}),
+    "swap": ("swap", {}),
+    "swap-unguarded": ("swap", {"guard": "none"}),
+    "oracle": ("swap", {"guard": "none", "select_on": "test"}),
+    "zero": ("zero", {}),
+    "random-swap": ("random-swap", {"pairs": 3, "draws": 2}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _tiny_ships(monkeypatch, tmp_path_factory, tiny_arch, tiny_sam):
+    """The tiny model is a shipped one, and intervals are of few resamples."""
+    folder = tmp_path_factory.mktemp("weights")
+    save_file(tiny_sam.state_dict(), folder / "tiny.safetensors")
+    monkeypatch.setitem(NANO_ARCHITECTURES, "tiny", tiny_arch)
+    monkeypatch.setattr(weights, "WEIGHTS", folder)
+    monkeypatch.setattr(statistics, "RESAMPLES", 50)
+    yield
+    torch.set_num_threads(1)
+
+
+class SpyDataset(ProceduralDataset):
+    """Keeps which splits were read, and can hand out another test split."""
+
+    def __init__(self, test_seed=0):
+        super().__init__("camouflaged")
+        self.test_seed, self.read = test_seed, []
+
+    def load(self, split, count, seed):
+        self.read.append((split, count, seed))
+        if split == "test" and self.test_seed:
+            return super().load("validation", count, self.test_seed)
+        return super().load(split, count, seed)
+
+
+def request(label, seed=0, **params):
+    name, fixed = CELLS.get(label, (label, {}))
+    given = METHOD_PARAMS[name].model_validate({**fixed, **params}).model_dump(mode="json")
+    method = MethodSpec(name=name, label=label, params=given)
+    return CellRequest(
+        suite="trial", model="tiny", dataset="procedural/camouflaged", seed=seed, method=method, protocol=PROTOCOL
+    )
+
+
+def measured(label, seed=0, dataset=None, log=None, **params):
+    dataset = dataset or ProceduralDataset("camouflaged")
+    return measure(request(label, seed, **params), dataset, weights.shipped_weights("tiny"), SearchLog(log))
+
+
+def lasting(measurement):
+    """A record without what differs from run to run."""
+    data = measurement.record.model_dump(mode="json", exclude={"created_at", "phases", "env"})
+    del data["cost"]["scoring_seconds"]
+    for step in data["result"]["trace"]:
+        del step["seconds"]
+    return data
+
+
+@pytest.mark.parametrize("label", CELLS)
+def test_a_cell_is_what_was_planned_and_repeats(label):
+    first, second = measured(label), measured(label)
+    spec = identify(request(label))
+    assert first.record.spec == spec
+    assert first.record.run_id == spec.run_id()
+    assert lasting(first) == lasting(second)
+    assert np.array_equal(first.counts, second.counts)
+    assert json.loads(json.dumps(lasting(first))) == lasting(first)
+
+
+def test_scores_are_those_of_the_counts_of_the_final_masks():
+    result = measured("swap-unguarded")
+    setup, (channel_map,) = result.setup, result.choice.maps
+    maps = replace(setup.test.features, maps=channel_map.apply(setup.test.features.maps))
+    logits = setup.model.decode(maps, [s.prompt for s in setup.test.samples])
+    counts = [count_pixels((x > 0).numpy(), s.mask) for x, s in zip(logits, setup.test.samples, strict=True)]
+    assert result.counts.tolist() == [[list(row) for row in counts]]
+    scores = {score.metric: score for score in result.record.scores}
+    assert scores["mIoU"].value == pytest.approx(image_iou(np.array(counts)).mean())
+    assert set(scores) == {"mIoU", "mDice", "dataset_IoU", "dataset_Dice"}
+    for score in scores.values():
+        assert (score.n, score.split) == (3, "test")
+        assert 0 <= score.ci95[0] <= score.value <= score.ci95[1] <= 1
+
+
+def test_a_guarded_swap_records_how_it_was_chosen_and_what_it_cost():
+    result = measured("swap")
+    record = result.record
+    found, guard, cost = record.result, record.result.guard, record.cost
+    assert [phase.name for phase in record.phases] == ["load", "encode", "search", "guard", "evaluate"]
+    assert [step.evaluations for step in found.trace] == [1, 240, 3]
+    assert len(found.top) == 2
+    assert found.pairs == (found.searched_pairs if guard.accepted else [])
+    assert guard.accepted == (guard.gain > guard.standard_error)
+    assert cost.candidates_scored == 244
+    assert cost.decoder_passes == 244 * 4 + 2 * 244 * 2 + 2 * 4
+    assert (cost.trainable_params.inserted, cost.trainable_params.total) == (0, 0)
+    assert cost.cache_bytes == (3 + 4) * 16 * 4 * 4 * 4
+    assert record.spec.dataset.split_sizes == {"test": 3, "choosing": 4}
+    assert record.env["threads"] == PROTOCOL.threads
+
+
+def test_the_guard_decides_what_is_evaluated(monkeypatch):
+    verdicts = {}
+    for accepted in (True, False):
+        judge = METHODS["swap"].choose.__globals__["cross_validate"]
+        with monkeypatch.context() as patch:
+            patch.setitem(
+                METHODS["swap"].choose.__globals__,
+                "cross_validate",
+                lambda *args, real=judge, answer=accepted: replace(real(*args), accepted=answer),
+            )
+            verdicts[accepted] = measured("swap").record.result
+    assert verdicts[True].pairs == verdicts[True].searched_pairs == verdicts[False].searched_pairs != []
+    assert verdicts[False].pairs == []
+
+
+def test_a_search_is_shared_between_cells_with_its_price(tmp_path):
+    guarded, free = measured("swap", log=tmp_path), measured("swap-unguarded", log=tmp_path)
+    assert free.record.result.searched_pairs == guarded.record.result.searched_pairs
+    assert free.record.result.trace == guarded.record.result.trace
+    assert free.record.cost.scoring_seconds > 0
+
+
+def test_random_draws_are_distinct_seeded_and_all_evaluated():
+    first, other = measured("random-swap"), measured("random-swap", seed=1)
+    draws = first.record.result.draws
+    assert first.counts.shape == (2, 3, 4)
+    assert [len({i for i, _ in draw}) for draw in draws] == [3, 3]
+    assert all(i != j for draw in draws for i, j in draw)
+    assert len({str(draw) for draw in [*draws, *other.record.result.draws]}) == 4
+
+
+def test_the_baseline_changes_nothing():
+    result = measured("baseline").record.result
+    assert (result.pairs, result.zeroed, result.guard, result.trace) == ([], [], None, [])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_method_that_selects_on_search_sees_the_test_split(monkeypatch, name):
+    seen, dataset, method = [], SpyDataset(), METHODS[name]
+
+    def spy(situation, params):
+        read = list(dataset.read)
+        choice = method.choose(situation, params)
+        assert dataset.read == read, "a method must not read images of its own"
+        seen.extend(vars(situation).values())
+        return choice
+
+    monkeypatch.setitem(METHODS, name, replace(method, choose=spy))
+    label = next((label for label, (cell_name, _) in CELLS.items() if cell_name == name), name)
+    result = measured(label, dataset=dataset)
+    test = {sample.fingerprint() for sample in result.setup.test.samples}
+    assert len(test) == 3
+    assert not any(value is result.setup.test for value in seen)
+    choosing = [s.fingerprint() for value in seen if hasattr(value, "samples") for s in value.samples]
+    assert len(choosing) == (4 if method.searches else 0)
+    assert not test & set(choosing)
+
+
+@pytest.mark.parametrize("label", [label for label in CELLS if label != "oracle"])
+def test_another_test_split_changes_no_choice(label):
+    one, other = measured(label), measured(label, dataset=SpyDataset(test_seed=9))
+    assert one.record.spec.dataset.split_sha256["test"] != other.record.spec.dataset.split_sha256["test"]
+    assert lasting(one)["result"] == lasting(other)["result"]
+    assert not np.array_equal(one.counts, other.counts)
+
+
+def test_the_oracle_chooses_on_the_test_split():
+    dataset = SpyDataset()
+    result = measured("oracle", dataset=dataset)
+    assert result.setup.choosing is result.setup.test
+    assert {split for split, _, _ in dataset.read} == {"test"}
+    assert result.record.spec.dataset.split_sha256["choosing"] == result.record.spec.dataset.split_sha256["test"]
+    other = measured("oracle", dataset=SpyDataset(test_seed=9))
+    assert lasting(result)["result"] != lasting(other)["result"]
+
+
+def test_the_test_split_is_the_same_for_every_seed_and_the_search_split_is_not():
+    splits = [identify(request("swap", seed)).dataset.split_sha256 for seed in range(3)]
+    assert len({split["test"] for split in splits}) == 1
+    assert len({split["choosing"] for split in splits}) == 3
+    assert measured("swap-unguarded", 1).record.spec.dataset.split_sha256 == splits[1]
+
+
+def test_every_part_of_a_request_is_part_of_its_identity():
+    base = request("swap")
+    others = [
+        request("swap", 1),
+        request("swap-unguarded"),
+        base.model_copy(update={"suite": "other"}),
+        base.model_copy(update={"dataset": "procedural/medical"}),
+        *(
+            base.model_copy(update={"protocol": PROTOCOL.model_copy(update={field: value})})
+            for field, value in {"n_search": 5, "n_test": 4, "n_pairs": 3, "folds": 3, "batch": 32}.items()
+        ),
+    ]
+    ids = {identify(r).run_id() for r in (base, *others)}
+    assert len(ids) == len(others) + 1
+
+
+def test_what_is_written_can_be_read_back(tmp_path):
+    result, path = measured("random-swap"), tmp_path / "a" / "record.json"
+    write_measurement(path, result)
+    record = read_record(path)
+    assert record.model_dump(exclude={"files"}) == result.record.model_dump(exclude={"files"})
+    table = read_counts(path, record.files["counts"])
+    assert counts_path(path).is_file()
+    assert table.equals(counts_table(result))
+    assert table["draw"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert table["id"].tolist() == [s.id for s in result.setup.test.samples] * 2
+    assert table[["tp", "fp", "fn", "tn"]].to_numpy().tolist() == result.counts.reshape(-1, 4).tolist()
+    assert set(table[["tp", "fp", "fn", "tn"]].sum(axis=1)) == {128 * 128}
+
+
+def test_titles_name_the_cell():
+    assert request("oracle", 2).title == "tiny/procedural/camouflaged/oracle/2"
+    assert {label: request(label).selects_on for label in CELLS} == {
+        "baseline": None,
+        "swap": "search",
+        "swap-unguarded": "search",
+        "oracle": "test",
+        "zero": "search",
+        "random-swap": None,
+    }

@@ -1,0 +1,174 @@
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from redfree.bench.suite import find_suite, load_suite, plan
+from redfree.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+SUITE = """
+suite: trial
+title: A trial
+task: segmentation
+models: [sam_nano]
+datasets: [procedural/natural, procedural/medical]
+methods:
+  - {name: baseline}
+  - {name: swap, label: free, params: {guard: none}}
+seeds: [4, 5, 6]
+protocol: {n_search: 3, n_test: 7}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _repository_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="trial.yaml"):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def suite(write):
+    return load_suite(write(SUITE))
+
+
+def refusal(path, overrides=None):
+    """The one line with which a suite is refused."""
+    with pytest.raises(UserError) as refused:
+        plan(load_suite(path, overrides))
+    assert len(str(refused.value).splitlines()) == 1
+    return str(refused.value)
+
+
+def test_the_plan_is_the_product_with_methods_next_to_each_other(suite):
+    cells = plan(suite)
+    expected = list(product(suite.datasets, [4, 5, 6], ["baseline", "free"]))
+    assert [(cell.dataset, cell.seed, cell.method.label) for cell in cells] == expected
+    assert {(cell.suite, cell.model) for cell in cells} == {("trial", "sam_nano")}
+    assert {(cell.protocol.n_search, cell.protocol.n_test, cell.protocol.n_pairs) for cell in cells} == {(3, 7, 10)}
+    assert cells[0].title == "sam_nano/procedural/natural/baseline/4"
+
+
+def test_params_are_complete_in_the_plan(suite):
+    baseline, swap = (cell.method for cell in plan(suite)[:2])
+    assert (baseline.name, baseline.params) == ("baseline", {})
+    assert (swap.name, swap.label, swap.params) == ("swap", "free", {"guard": "none", "select_on": "search"})
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 6])
+def test_shards_partition_the_plan_and_keep_groups_whole(suite, parts):
+    shards = [plan(suite, shard=(i, parts)) for i in range(1, parts + 1)]
+    titles = [[cell.title for cell in shard] for shard in shards]
+    assert sorted(t for shard in titles for t in shard) == sorted(cell.title for cell in plan(suite))
+    groups = [{(cell.model, cell.dataset, cell.seed) for cell in shard} for shard in shards]
+    assert sum(map(len, groups)) == 6
+    assert [len(shard) for shard in shards] == [2 * len(group) for group in groups]
+    assert max(map(len, groups)) - min(map(len, groups)) <= 1
+
+
+def test_a_shard_without_a_group_says_so(suite):
+    with pytest.raises(UserError, match=r"shard 7/9 is empty: the suite has 6 groups"):
+        plan(suite, shard=(7, 9))
+
+
+def test_only_keeps_cells_whose_title_holds_the_text(suite):
+    kept = plan(suite, only="medical/free")
+    assert [cell.title for cell in kept] == [f"sam_nano/procedural/medical/free/{seed}" for seed in (4, 5, 6)]
+    with pytest.raises(UserError, match="--only 'nothing' matches none of 12 cells"):
+        plan(suite, only="nothing")
+
+
+def test_overrides_change_single_fields(write):
+    suite = load_suite(write(SUITE), {"protocol.n_search": 20, "seeds": [9], "methods.1.params.guard": "none"})
+    assert (suite.protocol.n_search, suite.protocol.n_test, suite.seeds) == (20, 7, [9])
+
+
+def test_the_shipped_suites():
+    seg, smoke = load_suite("seg"), load_suite("benchmarks/smoke.yaml")
+    assert len(plan(seg)) == len(seg.models) * len(seg.datasets) * len(seg.seeds) * len(seg.methods)
+    assert {"baseline", "oracle", "swap"} <= {cell.method.label for cell in plan(seg)}
+    assert find_suite("smoke") == find_suite("benchmarks/smoke.yaml")
+    assert smoke.methods == seg.methods, "smoke inherits the methods of its _base_"
+    assert (smoke.suite, smoke.seeds, smoke.protocol.n_search) == ("smoke", [0], 4)
+    assert smoke.protocol.batch == seg.protocol.batch, "a nested field that smoke does not name is inherited"
+
+
+def test_a_base_file_is_read_from_beside_the_suite(write):
+    write(SUITE)
+    child = load_suite(write("_base_: trial.yaml\nsuite: child\nprotocol: {n_test: 2}\n", "child.yaml"))
+    assert (child.suite, child.seeds, child.protocol.n_search, child.protocol.n_test) == ("child", [4, 5, 6], 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("[sam_nano]", "[sam_nanoo]", "models: unknown model 'sam_nanoo'; did you mean 'sam_nano'?"),
+        ("natural", "naturl", "datasets: unknown dataset 'procedural/naturl'; did you mean 'procedural/natural'?"),
+        ("name: swap", "name: swop", "methods: unknown method 'swop'; did you mean 'swap'?"),
+        ("seeds", "seed", "unknown field 'seed'; did you mean 'seeds'?"),
+        ("label", "lable", "unknown field 'methods.1.lable'; did you mean 'methods.1.label'?"),
+        ("n_search", "n_serch", "unknown field 'protocol.n_serch'; did you mean 'protocol.n_search'?"),
+        ("guard:", "gard:", "method free: params: unknown field 'gard'; did you mean 'guard'?"),
+        ("guard: none", "guard: nine", "method free: params: field guard: Input should be"),
+        ("n_search: 3", "n_search: 0", "field protocol.n_search: Input should be greater"),
+        ("n_search: 3", "n_search: many", "field protocol.n_search: Input should be a valid integer"),
+        ("seeds: [4, 5, 6]", "seeds: []", "field seeds: List should have at least 1 item"),
+        ("task: segmentation", "task: detection", "field task:"),
+        ("title: A trial\n", "", "field title: Field required"),
+    ],
+)
+def test_a_mistake_in_a_suite_is_one_line_that_names_it(write, old, new, complaint):
+    assert old in SUITE
+    assert complaint in refusal(write(SUITE.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [1,",
+        "- a\n- b\n",
+        "",
+        "words",
+        b"\x89PNG\r\n\x1a\n\x00",
+        "_base_: nothing.yaml\n",
+        "_base_: trial.yaml\n",
+        "3: x\n",
+        "filename: x\n",
+    ],
+)
+def test_what_is_no_suite_is_one_line_that_names_the_file(write, text):
+    path = write(text)
+    assert refusal(path).startswith(f"{path}: not a suite (")
+
+
+def test_yaml_that_cannot_be_parsed_names_the_line(write):
+    assert "line 3" in refusal(write("suite: x\nmodels: [a\nseeds: 1\n"))
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ({"protocol.n_serch": 3}, "did you mean 'protocol.n_search'?"),
+        ({"protocol.n_search": -1}, "field protocol.n_search"),
+        ({"protocol.n_search.x": 1}, "not a suite"),
+        ({"models.7": "sam_nano"}, "not a suite"),
+    ],
+)
+def test_a_mistake_in_an_override(write, override, complaint):
+    assert complaint in refusal(write(SUITE), override)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("smok", "did you mean 'smoke'"), ("xyz", "known: "), ("benchmarks/sog.yaml", "unknown suite")]
+)
+def test_an_unknown_suite_names_the_nearest(name, hint):
+    assert hint in refusal(name)

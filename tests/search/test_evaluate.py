@@ -1,0 +1,89 @@
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from tinyworld import Stock, make_evaluator, make_model, make_sample, plain_iou
+
+from redfree.channels import ChannelMap
+from redfree.search.evaluate import index_matrix, resize_mask
+from redfree.tasks.segmentation import image_iou
+
+SIZES = [(64, 64), (64, 48), (20, 80), (130, 97), (30, 30)]
+MAPS = [
+    ChannelMap(16),
+    ChannelMap(16, ((3, 9),)),
+    ChannelMap(16, ((0, 1), (1, 0), (7, 2), (15, 2))),
+    ChannelMap.zero(16, [4]),
+    ChannelMap(16, ((2, 11),), (0, 5, 11)),
+    ChannelMap.zero(16, range(16)),
+    *(ChannelMap(16, (pair,)) for pair in list(permutations(range(16), 2))[::29]),
+]
+
+
+@pytest.fixture
+def samples():
+    return [make_sample(seed, *size, labels=(1, 0)) for seed, size in enumerate(SIZES)]
+
+
+def brute_force(sam, samples, maps):
+    """IoU in the input frame of the official predictor with features swapped by hand: (maps, images)."""
+    values = np.zeros((len(maps), len(samples)))
+    for d, sample in enumerate(samples):
+        stock = Stock(sam, sample)
+        for m, channel_map in enumerate(maps):
+            predicted = stock(channel_map.index(), input_frame=True) > 0
+            values[m, d] = plain_iou(predicted, resize_mask(sample.mask, predicted.shape).numpy())
+    return values
+
+
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_scores_equal_brute_force_on_the_official_predictor(tiny_sam, samples, batch):
+    scores = make_evaluator(make_model(tiny_sam), samples, batch=batch).score(index_matrix(MAPS))
+    expected = brute_force(tiny_sam, samples, MAPS)
+    np.testing.assert_allclose(scores.values, expected, atol=1e-12)
+    assert scores.seconds > 0
+    assert min(len(set(column)) for column in expected.T) >= 8, "the maps must score differently"
+
+
+def test_scores_of_images_of_the_input_size_are_those_of_the_final_mask(tiny_sam):
+    samples = [make_sample(seed) for seed in range(2)]
+    evaluator = make_evaluator(make_model(tiny_sam), samples)
+    final = np.stack([image_iou(evaluator.count(m)) for m in MAPS])
+    np.testing.assert_array_equal(evaluator.score(index_matrix(MAPS)).values, final)
+
+
+def test_chosen_images_come_in_the_order_asked(tiny_sam, samples):
+    evaluator = make_evaluator(make_model(tiny_sam), samples)
+    everything = evaluator.score(index_matrix(MAPS[:4])).values
+    np.testing.assert_array_equal(evaluator.score(index_matrix(MAPS[:4]), [3, 0]).values, everything[:, [3, 0]])
+
+
+def test_counts_equal_the_official_masks_at_the_size_of_the_image(tiny_sam, samples):
+    evaluator = make_evaluator(make_model(tiny_sam), samples)
+    for channel_map in MAPS[:5]:
+        for counts, sample in zip(evaluator.count(channel_map), samples, strict=True):
+            predicted = Stock(tiny_sam, sample)(channel_map.index()) > 0
+            pairs = [(predicted, sample.mask), (predicted, ~sample.mask), (~predicted, sample.mask)]
+            expected = [(a & b).sum() for a, b in [*pairs, (~predicted, ~sample.mask)]]
+            assert counts.tolist() == expected
+
+
+def test_index_matrix_marks_zeroed_channels():
+    matrix = index_matrix([ChannelMap(4, ((0, 2),)), ChannelMap.zero(4, [1, 3])])
+    assert matrix.tolist() == [[2, 1, 2, 3], [0, -1, 2, -1]]
+    assert matrix.dtype == np.int16
+
+
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=9)), st.tuples(st.integers(1, 9), st.integers(1, 9)))
+def test_a_resized_pixel_is_set_where_half_of_its_area_is(mask, size):
+    repeated = mask.repeat(size[0], 0).repeat(size[1], 1)
+    areas = repeated.reshape(size[0], mask.shape[0], size[1], mask.shape[1]).mean((1, 3))
+    assert resize_mask(mask, size).tolist() == (areas >= 0.5).tolist()
+
+
+def test_resizing_to_the_same_size_changes_nothing():
+    mask = np.random.default_rng(0).random((7, 11)) < 0.5
+    assert np.array_equal(resize_mask(mask, (7, 11)).numpy(), mask)

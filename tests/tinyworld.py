@@ -1,0 +1,87 @@
+"""Images, models and evaluators small enough for brute force."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from segment_anything import SamPredictor
+
+from redfree.channels import ChannelMap
+from redfree.data.schema import Prompt, Sample
+from redfree.models.sam import SamModel
+from redfree.search.evaluate import Evaluator, Scores
+from redfree.search.log import SearchLog
+
+
+def make_sample(seed, height=64, width=64, labels=(1,)):
+    """A smooth random image whose mask is an ellipse that holds the first point."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.random((1, 3, 6, 6)))
+    image = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0].clamp(0, 1)
+    cx, cy = rng.uniform(0.3, 0.7, 2) * (width, height)
+    y, x = np.mgrid[:height, :width]
+    mask = ((x - cx) / (0.3 * width)) ** 2 + ((y - cy) / (0.3 * height)) ** 2 <= 1
+    others = rng.integers(0, (width, height), (len(labels) - 1, 2))
+    points = ((float(int(cx)), float(int(cy))), *((float(a), float(b)) for a, b in others))
+    pixels = (image.permute(1, 2, 0) * 255).byte().numpy()
+    return Sample(f"tiny-{seed}", pixels, mask, Prompt(points, tuple(labels)))
+
+
+def make_model(sam, sha="0" * 64):
+    return SamModel("tiny", sam, sha)
+
+
+def make_evaluator(model, samples, folder=None, batch=64):
+    return Evaluator(model, samples, model.encode([s.image for s in samples]), SearchLog(folder), batch)
+
+
+class Stock:
+    """The official predictor on one sample, its features replaced by hand."""
+
+    def __init__(self, sam, sample):
+        self.sample, self.predictor = sample, SamPredictor(sam)
+        self.predictor.set_image(sample.image)
+        self.features = self.predictor.features
+
+    def __call__(self, index=None, input_frame=False):
+        """Logits at the image's own size, or at the size that it takes in the input."""
+        features = self.features
+        if index is not None:
+            features = torch.zeros_like(self.features)
+            for channel, source in enumerate(index):
+                if source >= 0:
+                    features[:, channel] = self.features[:, source]
+        self.predictor.features = features
+        prompt = self.sample.prompt
+        logits, _, low = self.predictor.predict(
+            np.array(prompt.points), np.array(prompt.labels), multimask_output=False, return_logits=True
+        )
+        if not input_frame:
+            return logits[0]
+        size = self.predictor.input_size
+        return self.predictor.model.postprocess_masks(torch.from_numpy(low)[None], size, size)[0, 0].numpy()
+
+
+def plain_iou(predicted, target):
+    union = np.logical_or(predicted, target).sum()
+    return np.logical_and(predicted, target).sum() / union if union else 0.0
+
+
+class RiggedEvaluator:
+    """Scores by a formula of (index vector, image) and keeps what it was asked."""
+
+    def __init__(self, channels, images, value):
+        self.model, self.images, self.value = SimpleNamespace(channels=channels), images, value
+        self.asked = []
+
+    def __len__(self):
+        return self.images
+
+    def score(self, maps, images=None, label="score"):
+        chosen = list(range(self.images)) if images is None else list(images)
+        self.asked.append((label, len(maps), tuple(chosen)))
+        return Scores(np.array([[self.value(row.tolist(), d) for d in chosen] for row in maps]), 0.25)
+
+
+def swap(channels, *pairs):
+    return ChannelMap(channels, pairs)
