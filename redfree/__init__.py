@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-__all__ = ["ChannelMap", "load_swap"]
+_HOMES = {
+    "ChannelMap": "redfree.channels",
+    "load_sam": "redfree.models.weights",
+    "load_swap": "redfree.channels",
+}
+__all__ = ["ChannelMap", "load_sam", "load_swap"]  # noqa: F822 - imported on first use
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     """Imports the public names on first use, so that `import redfree` alone does not import torch."""
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module 'redfree' has no attribute {name!r}")
-    from redfree import channels  # noqa: PLC0415
-
-    return getattr(channels, name)
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -43,6 +43,15 @@ def load_model(name: str, checkpoint: Path | None = None) -> SamModel:
     return SamModel(name, sam, sha256_of(path))
 
 
+def load_sam(name: str, checkpoint: str | Path | None = None) -> Sam:
+    """The plain `segment_anything` model behind `load_model`, for `SamPredictor` and the user's own code.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    return load_model(name, Path(checkpoint) if checkpoint else None).sam
+
+
 def read_state(path: Path) -> Mapping[str, Tensor]:
     """Reads a state dict from a safetensors file or a PyTorch checkpoint, never running code that it holds.
 

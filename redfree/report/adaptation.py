@@ -133,7 +133,7 @@ def draw_picture(adaptation: Adaptation, path: Path) -> None:
     examples = _example_images(after - before)
     chosen = [d for d, _ in examples]
     columns = (_masks(test, ChannelMap(test.model.channels), chosen), _masks(test, found.channel_map, chosen))
-    figure = Figure(figsize=(8, 2.75 * len(examples)), layout="constrained")
+    figure = Figure(figsize=(8, 2.6 * len(examples) + 0.6), layout="constrained")
     grid = figure.subplots(len(examples), 3, squeeze=False)
     for row, (d, name), old, new in zip(grid, examples, *columns, strict=True):
         _draw(row[0], test.samples[d], None, f"{test.samples[d].id}: {name}")

@@ -24,8 +24,7 @@ IndexMatrix = NDArray[np.int16]
 
 def index_matrix(maps: Sequence[ChannelMap]) -> IndexMatrix:
     """Stacks the index vectors of some maps: (maps, C), -1 for a zeroed channel."""
-    matrix: IndexMatrix = np.array([m.index() for m in maps], np.int16)
-    return matrix
+    return np.array([m.index() for m in maps], dtype=np.int16)
 
 
 def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:
@@ -37,7 +36,8 @@ def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:
 def _overlaps(source: int, target: int) -> NDArray[np.int64]:
     """Lengths (target, source) shared by pixels of a line of source * target units divided in both ways."""
     ours, theirs = np.arange(target)[:, None] * source, np.arange(source) * target
-    return np.maximum(np.minimum(ours + source, theirs + target) - np.maximum(ours, theirs), 0)
+    shared: NDArray[np.int64] = np.minimum(ours + source, theirs + target) - np.maximum(ours, theirs)
+    return shared.clip(min=0)
 
 
 @dataclass(frozen=True)

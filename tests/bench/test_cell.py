@@ -12,6 +12,7 @@ from redfree.bench.methods import METHODS
 from redfree.data.procedural import ProceduralDataset
 from redfree.models import weights
 from redfree.models.nano import NANO_ARCHITECTURES
+from redfree.models.sam import SamModel
 from redfree.records import statistics
 from redfree.records.schema import MethodSpec, Protocol
 from redfree.records.store import counts_path, read_counts, read_record
@@ -114,11 +115,24 @@ def test_a_guarded_swap_records_how_it_was_chosen_and_what_it_cost():
     assert found.pairs == (found.searched_pairs if guard.accepted else [])
     assert guard.accepted == (guard.gain > guard.standard_error)
     assert cost.candidates_scored == 244
-    assert cost.decoder_passes == 244 * 4 + 2 * 244 * 2 + 2 * 4
+    searches, held_out = (1 + 240 + 3) * 4 + 2 * 3 * 2, 2 * 4
+    assert cost.decoder_passes == searches + held_out, "candidates are scored once for the search and the guard"
     assert (cost.trainable_params.inserted, cost.trainable_params.total) == (0, 0)
     assert cost.cache_bytes == (3 + 4) * 16 * 4 * 4 * 4
     assert record.spec.dataset.split_sizes == {"test": 3, "choosing": 4}
     assert record.env["threads"] == PROTOCOL.threads
+
+
+@pytest.mark.parametrize("label", ["swap", "swap-unguarded", "oracle", "zero"])
+def test_the_passes_recorded_are_those_done_from_an_empty_log_and_stay_with_a_full_one(tmp_path, monkeypatch, label):
+    done, decode = [], SamModel.decode_maps
+    monkeypatch.setattr(SamModel, "decode_maps", lambda self, maps, t: done.append(len(maps)) or decode(self, maps, t))
+    fresh = measured(label, log=tmp_path).record.cost
+    assert fresh.decoder_passes == sum(done) - PROTOCOL.n_test > 0
+    done.clear()
+    again = measured(label, log=tmp_path).record.cost
+    assert sum(done) == PROTOCOL.n_test
+    assert again == fresh
 
 
 def test_the_guard_decides_what_is_evaluated(monkeypatch):

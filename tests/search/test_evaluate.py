@@ -87,3 +87,18 @@ def test_a_resized_pixel_is_set_where_half_of_its_area_is(mask, size):
 def test_resizing_to_the_same_size_changes_nothing():
     mask = np.random.default_rng(0).random((7, 11)) < 0.5
     assert np.array_equal(resize_mask(mask, (7, 11)).numpy(), mask)
+
+
+def test_the_ledger_counts_each_image_and_set_of_maps_once(tiny_sam, samples, tmp_path):
+    evaluator = make_evaluator(make_model(tiny_sam), samples, tmp_path)
+    first = evaluator.score(index_matrix(MAPS[:3]), [0, 1])
+    assert (evaluator.ledger.passes, evaluator.ledger.seconds) == (6, pytest.approx(first.seconds))
+    wider = evaluator.score(index_matrix(MAPS[:3]), [1, 2])
+    assert evaluator.ledger.passes == 9
+    assert evaluator.ledger.seconds < first.seconds + wider.seconds
+    evaluator.score(index_matrix(MAPS[:2]), [1])
+    assert evaluator.ledger.passes == 11
+    later = make_evaluator(make_model(tiny_sam), samples, tmp_path)
+    assert later.ledger.passes == 0
+    assert later.score(index_matrix(MAPS[:3]), [0, 1]).seconds == first.seconds
+    assert (later.ledger.passes, later.ledger.seconds) == (6, pytest.approx(first.seconds))
