@@ -10,7 +10,7 @@ _HOMES = {
     "load_sam": "redfree.models.weights",
     "load_swap": "redfree.channels",
 }
-__all__ = ["ChannelMap", "load_sam", "load_swap"]  # noqa: F822 - imported on first use
+__all__ = ["ChannelMap", "load_sam", "load_swap"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
-from segment_anything.modeling import MaskDecoder, Sam
+from segment_anything.modeling import MaskDecoder, Sam, TwoWayTransformer
+from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor
 
 
@@ -22,6 +24,58 @@ def embed_points(sam: Sam, points: Tensor, labels: Tensor) -> Tensor:
     """
     sparse, _ = sam.prompt_encoder(points=(points, labels), boxes=None, masks=None)
     return cast(Tensor, sparse)
+
+
+def _heads(attention: Attention, projected: Tensor) -> Tensor:
+    batch, tokens, width = projected.shape
+    heads = int(attention.num_heads)
+    return projected.reshape(batch, tokens, heads, width // heads).transpose(1, 2)
+
+
+def _attend(attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The official attention with scores laid out (keys, queries), so that softmax never runs along a short last axis.
+
+    Image-to-token attention has 7 keys; along a last axis of 7 the CPU softmax is not vectorised and takes a third of
+    the decoder's time.
+    """
+    q = _heads(attention, attention.q_proj(query))
+    k = _heads(attention, attention.k_proj(key))
+    v = _heads(attention, attention.v_proj(value))
+    scores = (k / math.sqrt(q.shape[-1])) @ q.transpose(2, 3)
+    if scores.shape[2] > scores.shape[3]:
+        mixed = scores.transpose(2, 3).softmax(3) @ v
+    else:
+        mixed = scores.softmax(2).transpose(2, 3) @ v
+    return cast(Tensor, attention.out_proj(mixed.transpose(1, 2).flatten(2)))
+
+
+def _two_way_block(
+    block: TwoWayAttentionBlock, queries: Tensor, keys: Tensor, query_position: Tensor, key_position: Tensor
+) -> tuple[Tensor, Tensor]:
+    if block.skip_first_layer_pe:
+        queries = _attend(block.self_attn, queries, queries, queries)
+    else:
+        placed = queries + query_position
+        queries = queries + _attend(block.self_attn, placed, placed, queries)
+    queries = block.norm1(queries)
+    placed_keys = keys + key_position
+    seen = _attend(block.cross_attn_token_to_image, queries + query_position, placed_keys, keys)
+    queries = block.norm2(queries + seen)
+    queries = block.norm3(queries + block.mlp(queries))
+    told = _attend(block.cross_attn_image_to_token, placed_keys, queries + query_position, queries)
+    return queries, block.norm4(keys + told)
+
+
+def _two_way(
+    transformer: TwoWayTransformer, features: Tensor, position: Tensor, tokens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`TwoWayTransformer.forward`: (B, N, C) tokens and (B, H W, C) image positions after all layers."""
+    keys, key_position = features.flatten(2).transpose(1, 2), position.flatten(2).transpose(1, 2)
+    queries = tokens
+    for block in transformer.layers:
+        queries, keys = _two_way_block(block, queries, keys, tokens, key_position)
+    seen = _attend(transformer.final_attn_token_to_image, queries + tokens, keys + key_position, keys)
+    return transformer.norm_final_attn(queries + seen), keys
 
 
 def decode_features(sam: Sam, features: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,7 +98,7 @@ def decode_features(sam: Sam, features: Tensor, sparse: Tensor) -> tuple[Tensor,
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
     no_mask = sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-    queries, keys = decoder.transformer(features + no_mask, sam.prompt_encoder.get_dense_pe(), tokens)
+    queries, keys = _two_way(decoder.transformer, features + no_mask, sam.prompt_encoder.get_dense_pe(), tokens)
     upscaled = decoder.output_upscaling(keys.transpose(1, 2).reshape(batch, channels, *features.shape[2:]))
     kernel = decoder.output_hypernetworks_mlps[0](queries[:, 1])
     logits = torch.einsum("bc,bchw->bhw", kernel, upscaled)
