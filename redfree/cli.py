@@ -157,12 +157,15 @@ def table(
     """Writes the leaderboard of a suite from its records and shows its main figures."""
     import yaml
 
-    from redfree.report.table import main_figures, write_leaderboard
+    from redfree.report.plot import draw_gains
+    from redfree.report.table import leaderboard, load_frame, main_figures, write_leaderboard
 
     path = Path("benchmarks") / f"{suite}.yaml"
     title = yaml.safe_load(path.read_text("utf-8"))["title"] if path.is_file() else suite
-    written = write_leaderboard(results, suite, title, out)
-    typer.echo(main_figures(results, suite))
+    written = [*write_leaderboard(results, suite, title, out), out / f"{suite}.png"]
+    board = leaderboard(load_frame(results, suite))
+    draw_gains(board, title, written[-1])
+    typer.echo(main_figures(board))
     typer.echo("\n".join(str(path) for path in written))
 
 

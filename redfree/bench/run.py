@@ -86,6 +86,8 @@ def _run_one(job: Job, cache: Path, policy: str) -> Outcome:
         return Outcome(job, "kept")
     if policy == "never":
         return Outcome(job, "skipped")
+    for litter in job.path.parent.glob(f".{job.spec.run_id()}.*.part"):
+        litter.unlink(missing_ok=True)
     code, complaint = _spawn(job, cache)
     if code == 0:
         return Outcome(job, "measured")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -18,7 +18,6 @@ from redfree.models.base import Features
 from redfree.search.evaluate import Evaluator
 from redfree.tasks.segmentation import METRICS, image_iou
 
-mpl.use("Agg")
 _QUANTILES = (
     (0.0, "largest loss"),
     (0.25, "lower quartile"),
@@ -134,6 +133,7 @@ def draw_picture(adaptation: Adaptation, path: Path) -> None:
     chosen = [d for d, _ in examples]
     columns = (_masks(test, ChannelMap(test.model.channels), chosen), _masks(test, found.channel_map, chosen))
     figure = Figure(figsize=(8, 2.6 * len(examples) + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
     grid = figure.subplots(len(examples), 3, squeeze=False)
     for row, (d, name), old, new in zip(grid, examples, *columns, strict=True):
         _draw(row[0], test.samples[d], None, f"{test.samples[d].id}: {name}")

@@ -113,9 +113,8 @@ def write_leaderboard(results: Path, suite: str, title: str, out: Path) -> list[
     return [markdown, table]
 
 
-def main_figures(results: Path, suite: str) -> str:
-    """Score and gain of every method, as a table for the terminal."""
-    board = leaderboard(load_frame(results, suite))
+def main_figures(board: pd.DataFrame) -> str:
+    """Score and gain of every method of a leaderboard, as a table for the terminal."""
     rows = [
         {
             "dataset": row["dataset"],

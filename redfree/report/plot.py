@@ -1,0 +1,51 @@
+"""The gains of a leaderboard as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from redfree.files import replace_atomically
+
+_COLOURS = {"swap": "#0072b2", "swap-unguarded": "#56b4e9", "oracle": "#999999", "zero": "#e69f00"}
+_OTHER = "#d55e00"
+
+
+def _draw_dataset(axes: Axes, title: str, rows: pd.DataFrame) -> None:
+    for position, (_, row) in enumerate(rows.iterrows()):
+        colour = _COLOURS.get(row["label"], _OTHER)
+        axes.plot([100 * row["gain_low"], 100 * row["gain_high"]], [position] * 2, color=colour, linewidth=2)
+        axes.plot(100 * row["gain"], position, "o", color=colour, markersize=7)
+        seeds = [100 * gain for gain in row["gain_by_seed"].values()]
+        axes.plot(seeds, [position] * len(seeds), "|", color="black", markersize=9)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), rows["label"])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("test mIoU gain over the baseline, points")
+    axes.grid(axis="x", alpha=0.3)
+
+
+def draw_gains(board: pd.DataFrame, title: str, path: Path) -> None:
+    """Draws the gain of every method with its 95% interval, one panel a model and dataset.
+
+    Args:
+        board: what `redfree.report.table.leaderboard` returned.
+        title: heading.
+        path: the PNG.
+    """
+    gained = board[board["gain"].notna() & (board["label"] != "baseline")]
+    panels = list(gained.groupby(["model", "dataset"], sort=False))
+    figure = Figure(figsize=(4.6 * max(1, len(panels)), 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, ((model, dataset), rows) in zip(
+        figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False
+    ):
+        _draw_dataset(axes, f"{dataset}, {model}", rows)
+    figure.suptitle(f"{title}: mean over seeds with 95% interval; bars: seeds", fontsize=10)
+    with replace_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
