@@ -29,7 +29,7 @@ def _cache(option: Path | None) -> Path:
 
 def _shard(text: str) -> tuple[int, int]:
     part, _, total = text.partition("/")
-    if not (part.isdigit() and total.isdigit() and 1 <= int(part) <= int(total)):
+    if not (part.isdecimal() and total.isdecimal() and 1 <= int(part) <= int(total)):
         raise UserError(f"--shard {text!r} is not i/n with 1 <= i <= n, such as 1/4")
     return int(part), int(total)
 
@@ -41,7 +41,11 @@ def _overrides(settings: list[str] | None) -> dict[str, object]:
     for name, equals, _ in pairs:
         if not (name and equals):
             raise UserError(f"--set {name!r} is not FIELD=VALUE, such as protocol.n_search=20")
-    return {name: yaml.safe_load(value) for name, _, value in pairs}
+    try:
+        return {name: yaml.safe_load(value) for name, _, value in pairs}
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--set: a value is not YAML ({reason}); quote it, or write lists as [1, 2]") from None
 
 
 @app.command("list")
@@ -87,9 +91,11 @@ def run(
     from redfree.bench.suite import load_suite
     from redfree.bench.suite import plan as expand
     from redfree.errors import unknown
+    from redfree.records.store import require_writable
 
     if policy not in execution.POLICIES:
         raise unknown("policy", policy, execution.POLICIES)
+    require_writable(_cache(cache))
     requests = expand(load_suite(suite, _overrides(settings)), only, _shard(shard))
     jobs = execution.jobs_of(requests, results)
     outcomes = execution.run(jobs, results, _cache(cache), policy, _say)
@@ -157,9 +163,11 @@ def table(
     """Writes the leaderboard of a suite from its records and shows its main figures."""
     import yaml
 
+    from redfree.records.store import require_writable
     from redfree.report.plot import draw_gains
     from redfree.report.table import leaderboard, load_frame, main_figures, write_leaderboard
 
+    require_writable(out)
     path = Path("benchmarks") / f"{suite}.yaml"
     title = yaml.safe_load(path.read_text("utf-8"))["title"] if path.is_file() else suite
     written = [*write_leaderboard(results, suite, title, out), out / f"{suite}.png"]
@@ -172,7 +180,7 @@ def table(
 @app.command()
 def sheet(
     dataset: str,
-    out: Annotated[Path, typer.Option(help="The PNG to write.")],
+    out: Annotated[Path, typer.Option(help="The PNG to write.", dir_okay=False)],
     split: Annotated[str, typer.Option(help="search, train, validation or test.")] = "train",
     count: Annotated[int, typer.Option(min=1)] = 32,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -180,8 +188,10 @@ def sheet(
     """Draws a contact sheet of a dataset: every image above itself with outline and prompt."""
     from redfree.data.registry import open_dataset
     from redfree.data.schema import read_samples
+    from redfree.records.store import require_writable
     from redfree.report.sheet import write_sheet
 
+    require_writable(out.parent)
     write_sheet(list(read_samples(open_dataset(dataset).load(split, count, seed))), out)
     typer.echo(str(out))
 
@@ -199,14 +209,18 @@ def pretrain(
 
     from redfree.models.pretrain import Recipe
     from redfree.models.pretrain import pretrain as train
+    from redfree.records.store import require_writable
 
     if not recipe.is_file():
         raise UserError(f"{recipe}: no such recipe")
     try:
         chosen = TypeAdapter(Recipe).validate_python(yaml.safe_load(recipe.read_text("utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{recipe}: not YAML ({' '.join(str(error).split())})") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{recipe}: field {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    require_writable(out)
     torch.set_num_threads(threads)
     typer.echo(str(train(chosen, out)))
 

@@ -17,6 +17,7 @@ from redfree.channels import ChannelMap
 from redfree.data.folder import FolderDataset
 from redfree.data.schema import SegmentationDataset
 from redfree.errors import UserError
+from redfree.files import sha256_of
 from redfree.models.weights import shipped_weights
 from redfree.records.schema import MethodSpec, Protocol
 from redfree.records.statistics import bootstrap_mean_ci95
@@ -92,6 +93,10 @@ class _TwoFolders:
 
     def __init__(self, search: Path, test: Path, mask_threshold: int | None) -> None:
         self._parts = {"search": FolderDataset(search, mask_threshold), "test": FolderDataset(test, mask_threshold)}
+        chosen_on = {sha256_of(path): path for path in self._parts["search"].images}
+        for path in self._parts["test"].images:
+            if twin := chosen_on.get(sha256_of(path)):
+                raise UserError(f"{path}: this test image is also the search image {twin}; remove one of the two")
 
     def __len__(self) -> int:
         return len(self._parts["search"])
@@ -159,6 +164,7 @@ def adapt(options: AdaptOptions, cache: Path) -> Adaptation:
         UserError: an image, mask, point, option or weights file is not usable; the message names it and the mend.
     """
     require_writable(options.out)
+    require_writable(cache)
     dataset, n_search, n_test = _open(options)
     request = _request(options, dataset, n_search, n_test)
     weights = options.checkpoint or shipped_weights(options.model)

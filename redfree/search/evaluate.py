@@ -33,11 +33,12 @@ def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(2 * (rows @ mask @ columns.T) >= mask.size)
 
 
-def _overlaps(source: int, target: int) -> NDArray[np.int64]:
+def _overlaps(source: int, target: int) -> NDArray[np.float64]:
     """Lengths (target, source) shared by pixels of a line of source * target units divided in both ways."""
     ours, theirs = np.arange(target)[:, None] * source, np.arange(source) * target
-    shared: NDArray[np.int64] = np.minimum(ours + source, theirs + target) - np.maximum(ours, theirs)
-    return shared.clip(min=0)
+    shared = np.minimum(ours + source, theirs + target) - np.maximum(ours, theirs)
+    # Whole numbers below 2**53 are exact in float64, whose matrix product is a hundred times faster than int64's.
+    return shared.clip(min=0).astype(np.float64)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,330 @@
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from redfree import cli
+from redfree.bench.run import jobs_of
+from redfree.bench.suite import load_suite, plan
+from redfree.models import weights
+from redfree.models.nano import NANO_ARCHITECTURES
+from redfree.search.evaluate import Evaluator
+
+ROOT = Path(__file__).parents[1]
+REDFREE = Path(sys.executable).with_name("redfree")
+SUITE = """
+suite: trial
+title: A trial
+task: segmentation
+models: [tiny]
+datasets: [procedural/camouflaged]
+methods: [{name: baseline}, {name: swap, params: {guard: none}}]
+seeds: [0]
+protocol: {n_search: 2, n_test: 1, n_pairs: 2, folds: 2, threads: 1}
+"""
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch, tiny_arch, tiny_sam):
+    """A working folder with a tiny shipped model, a suite and six good images; no search may start in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REDFREE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(NANO_ARCHITECTURES, "tiny", tiny_arch)
+    monkeypatch.setattr(weights, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(Evaluator, "score", lambda *_: pytest.fail("a search was started"))
+    for folder in ("weights", "benchmarks", "images"):
+        Path(folder).mkdir()
+    save_file(tiny_sam.state_dict(), "weights/tiny.safetensors")
+    Path("benchmarks/trial.yaml").write_text(SUITE)
+    Path("file").write_text("not a folder")
+    for index in range(6):
+        mask = np.zeros((24, 30), np.uint8)
+        mask[6:18, 8:20] = 255
+        Image.fromarray(mask).save(f"images/a{index}.png")
+        Image.fromarray(mask // 2 + 10 * index).convert("RGB").save(f"images/a{index}.jpg")
+        Path(f"images/a{index}.txt").write_text("12,11")
+    return tmp_path
+
+
+def contents(folder):
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs the command line in this process: exit code, standard output and standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["redfree", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        written = capsys.readouterr()
+        return left.value.code, written.out, written.err
+
+    return call
+
+
+@pytest.fixture
+def refusal(call, workplace):
+    """The one line with which a command is refused, having written nothing at all."""
+
+    def refusal(*arguments):
+        before = contents(workplace)
+        code, out, err = call(*arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("error: ")
+        assert err.endswith("\n")
+        assert len(err.splitlines()) == 1
+        assert contents(workplace) == before
+        return err
+
+    return refusal
+
+
+def adapt(*extra, data="images"):
+    return ["adapt", "--data", data, "--out", "out", "--model", "tiny", "--folds", "2", "--threads", "1", *extra]
+
+
+def mask_of(size, value=255):
+    mask = np.zeros(size, np.uint8)
+    mask[3:9, 3:9] = value
+    return Image.fromarray(mask)
+
+
+def grey_mask():
+    return Image.fromarray(np.arange(24 * 30, dtype=np.uint16).reshape(24, 30).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaints"),
+    [
+        (lambda f: (f / "a3.png").unlink(), ("a3.jpg: has no mask", "add images/a3.png")),
+        (lambda f: mask_of((24, 31)).save(f / "a3.png"), ("a3.png: the mask is 31x24", "30x24", "re-export")),
+        (lambda f: mask_of((24, 30), 0).save(f / "a3.png"), ("a3.png: the mask is empty", "remove the image or draw")),
+        (lambda f: grey_mask().save(f / "a3.png"), ("a3.png: the mask has 256 distinct", "pass --mask-threshold")),
+        (lambda f: (f / "a3.txt").write_text("30,5"), ("a3.txt: the point 30,5 is outside the 30x24", "give x,y")),
+        (lambda f: (f / "a3.txt").write_text("there"), ("a3.txt: the first line is 'there'", "write the point as x,y")),
+        (lambda f: (f / "a3.txt").unlink(), ("a3.txt: the point is missing", "add it")),
+        (lambda f: (f / "a3.jpg").write_bytes((f / "a3.jpg").read_bytes()[:-90]), ("a3.jpg: not a readable", "JPEG")),
+        (lambda f: (f / "a3.jpg").write_bytes(b"text"), ("a3.jpg: not a readable image", "re-export it as JPEG")),
+        (lambda f: [path.unlink() for path in f.iterdir()], ("images: holds no images", "put NAME.jpg")),
+    ],
+    ids=[
+        "no mask",
+        "mask size",
+        "empty mask",
+        "grey mask",
+        "point outside",
+        "bad point",
+        "no point",
+        "truncated JPEG",
+        "no JPEG",
+        "empty folder",
+    ],
+)
+@pytest.mark.parametrize("n_search", ["2", "4"])
+def test_a_defective_image_is_named_with_the_mend_and_nothing_is_written(refusal, spoil, complaints, n_search):
+    spoil(Path("images"))
+    line = refusal(*adapt("--n-search", n_search))
+    assert all(complaint in line for complaint in complaints), line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaints"),
+    [
+        (adapt(data="nowhere"), ("nowhere: no such folder or manifest", "correct the path")),
+        (adapt(data="file"), ("file: is neither a folder nor a .jsonl", "put NAME.jpg")),
+        (adapt("--n-search", "6"), ("images: has 6 images, 6 search images asked for", "--n-search must leave some")),
+        (adapt("--n-search", "99"), ("images: has 6 images, 99 search images", "--n-search must leave some")),
+        (adapt("--folds", "4", "--n-search", "3"), ("--folds 4 is more than the 3 search images", "lower it")),
+        (adapt("--model", "tinny"), ("unknown model 'tinny'", "did you mean 'tiny'?")),
+        (adapt("--guard", "one_standard_eror"), ("unknown guard", "did you mean 'one_standard_error'?")),
+        (adapt("--checkpoint", "lost.pt"), ("lost.pt: no such weights file",)),
+        (adapt("--out", "file/out"), ("file/out: cannot be written to (Not a directory)", "choose another folder")),
+        (adapt("--cache", "file/cache"), ("file/cache: cannot be written to", "choose another folder")),
+        (adapt("--test", "images"), ("give --data FOLDER, or --search", "not both")),
+        (["adapt", "--out", "out", "--search", "images"], ("give --data FOLDER, or both --search",)),
+        (
+            ["adapt", "--out", "out", "--model", "tiny", "--search", "images", "--test", "images"],
+            ("images/a0.jpg: this test image is also the search image", "remove one"),
+        ),
+    ],
+)
+def test_a_bad_option_of_adapt_is_named_with_the_mend(refusal, arguments, complaints):
+    line = refusal(*arguments)
+    assert all(complaint in line for complaint in complaints), line
+
+
+class Bomb:
+    def __reduce__(self):
+        return Path.touch, (Path("exploded"),)
+
+
+def write_weights(kind, sam):
+    path = Path(f"{kind}.safetensors" if kind == "cut" else f"{kind}.pt")
+    state = sam.state_dict()
+    if kind == "cut":
+        path.write_bytes(Path("weights/tiny.safetensors").read_bytes()[:-100])
+    elif kind == "cutpickle":
+        torch.save(state, path)
+        path.write_bytes(path.read_bytes()[:-500])
+    elif kind == "renamed":
+        torch.save({f"module.{key}": value for key, value in state.items()}, path)
+    elif kind == "bomb":
+        torch.save({**state, "extra": Bomb()}, path)
+    else:
+        path.write_bytes(pickle.dumps(Bomb()))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [
+        ("cut", "truncated or not safetensors"),
+        ("cutpickle", "truncated"),
+        ("renamed", "not the architecture of tiny: tensors"),
+        ("bomb", "holds more than tensors, refused; save its state_dict as safetensors"),
+        ("barebomb", "truncated, or a pickle that holds more than tensors, refused"),
+    ],
+)
+def test_bad_weights_are_refused_and_their_code_does_not_run(refusal, tiny_sam, kind, complaint):
+    path = write_weights(kind, tiny_sam)
+    line = refusal(*adapt("--checkpoint", path))
+    assert f"error: {path}: " in line
+    assert complaint in line
+    assert not Path("exploded").exists()
+
+
+def test_the_bomb_of_these_tests_is_armed():
+    pickle.loads(pickle.dumps(Bomb()))
+    assert Path("exploded").exists()
+
+
+def test_weights_of_another_size_are_refused_by_tensor(refusal):
+    line = refusal(*adapt("--model", "sam_nano", "--checkpoint", "weights/tiny.safetensors"))
+    assert "weights/tiny.safetensors: not the architecture of sam_nano: tensors" in line
+    assert "of another shape (first " in line
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("[tiny]", "[tinny]", "models: unknown model 'tinny'; did you mean 'tiny'?"),
+        ("camouflaged", "camoflage", "did you mean 'procedural/camouflaged'?"),
+        ("name: swap", "name: swpa", "methods: unknown method 'swpa'; did you mean 'swap'?"),
+        ("n_test", "n_tset", "unknown field 'protocol.n_tset'; did you mean 'protocol.n_test'?"),
+        ("guard: none", "gaurd: none", "unknown field 'gaurd'; did you mean 'guard'?"),
+        ("seeds: [0]", "seeds: [0", "trial.yaml: not a suite ("),
+    ],
+)
+def test_an_unknown_name_in_a_suite_names_the_nearest(refusal, verb, old, new, complaint):
+    assert old in SUITE
+    Path("benchmarks/trial.yaml").write_text(SUITE.replace(old, new))
+    assert complaint in refusal(verb, "trial")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["run", "trail"], "unknown suite 'trail'; did you mean 'trial'?"),
+        (["plan", "trail"], "unknown suite 'trail'; did you mean 'trial'?"),
+        (["run", "trial", "--policy", "only-mising"], "unknown policy 'only-mising'; did you mean 'only-missing'?"),
+        (["run", "trial", "--only", "nothing"], "--only 'nothing' matches none of 2 cells"),
+        (["run", "trial", "--shard", "2/9"], "shard 2/9 is empty: the suite has 1 groups"),
+        *((["run", "trial", "--shard", s], f"--shard {s!r} is not i/n") for s in ("0/2", "3/2", "x", "1/", "-1/2", "²/2")),
+        (["run", "trial", "--set", "protocol.n_test"], "--set 'protocol.n_test' is not FIELD=VALUE"),
+        (["run", "trial", "--set", "=3"], "--set '' is not FIELD=VALUE"),
+        (["run", "trial", "--set", "seeds=[1"], "--set: a value is not YAML"),
+        (["run", "trial", "--set", "protocol.n_tst=3"], "did you mean 'protocol.n_test'?"),
+        (["run", "trial", "--set", "protocol.n_test=many"], "field protocol.n_test: Input should be"),
+        (["run", "trial", "--results", "file/results"], "file/results: cannot be written to"),
+        (["run", "trial", "--cache", "file/cache"], "file/cache: cannot be written to"),
+        (["table", "trial"], "no records of suite trial in results; run `redfree run trial` first"),
+        (["table", "trial", "--out", "file/boards"], "file/boards: cannot be written to"),
+        (["sheet", "procedural/camoflaged", "--out", "x.png"], "did you mean 'procedural/camouflaged'?"),
+        (["sheet", "procedural/natural", "--out", "x.png", "--split", "tset"], "did you mean 'test'?"),
+        (["sheet", "procedural/natural", "--out", "file/x.png", "--count", "1"], "file: cannot be written to"),
+        (["pretrain", "lost.yaml", "--out", "out"], "lost.yaml: no such recipe"),
+        (["pretrain", "file", "--out", "out"], "file: "),
+        (["pretrain", "broken.yaml", "--out", "out"], "broken.yaml: "),
+    ],
+)
+def test_a_bad_argument_is_one_line_that_names_it(refusal, arguments, complaint):
+    Path("broken.yaml").write_text("steps: [1")
+    assert complaint in refusal(*arguments)
+
+
+@pytest.mark.parametrize("arguments", [["table"], ["run", "--policy", "only-missing"], ["plan"]])
+def test_a_record_of_a_newer_schema_is_named(refusal, arguments):
+    path = jobs_of(plan(load_suite("trial")), Path("results"))[0].path
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"schema_version": 2}))
+    line = refusal(arguments[0], "trial", *arguments[1:])
+    assert line == f"error: {path}: schema_version 2 is newer than 1; upgrade redfree to read it\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["adapt"], ["plan"], ["nonsense"], ["adapt", "--out", "o", "--n-pairs", "17"], adapt("--n-search", "x"), adapt("-x")],
+)
+def test_a_wrong_usage_exits_2_without_a_traceback(call, workplace, arguments):
+    before = contents(workplace)
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert "Usage: " in err
+    assert "Traceback" not in err
+    assert contents(workplace) == before
+
+
+def test_the_process_itself_exits_2_with_one_line():
+    command = [REDFREE, "adapt", "--data", "nowhere", "--out", "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: nowhere: no such folder or manifest; correct the path\n"
+    assert not Path("out").exists()
+
+
+def test_list_names_everything_and_imports_no_torch():
+    code = (
+        "import sys, redfree.cli as c; sys.argv = ['redfree', 'list']\n"
+        "try: c.main()\n"
+        "finally: print(sorted({'torch', 'datasets', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    *lines, imported = done.stdout.splitlines()
+    assert imported == "[]"
+    named = {kind: names.split(", ") for kind, names in (line.split(": ") for line in lines)}
+    assert {"seg", "smoke"} <= set(named["suites"])
+    assert "sam_nano" in named["models"]
+    assert "procedural/medical" in named["datasets"]
+    assert set(named["methods"]) == {"baseline", "swap", "zero", "random-swap"}
+
+
+def test_plan_smoke_lists_each_cell_and_writes_nothing(call, monkeypatch, workplace):
+    monkeypatch.setattr(weights, "WEIGHTS", ROOT / "redfree" / "weights")
+    monkeypatch.chdir(ROOT)
+    arguments = ("plan", "smoke", "--results", workplace / "results", "--set", "protocol.n_test=1")
+    code, out, _ = call(*arguments, "--set", "protocol.n_search=2")
+    *cells, summary = out.splitlines()
+    assert code == 0
+    assert summary == "6 cells, 6 open"
+    labels = [line.split("sam_nano/procedural/camouflaged/")[1] for line in cells]
+    assert labels == [f"{m}/0" for m in ("baseline", "swap", "swap-unguarded", "random-swap", "zero", "oracle")]
+    assert all(len(line.split()[0]) == 16 and line.split()[1] == "open" for line in cells)
+    assert not (workplace / "results").exists()
+
+
+@pytest.mark.parametrize(("count", "rows"), [(2, 1), (9, 2)])
+def test_sheet_writes_a_png_of_eight_columns(call, count, rows):
+    code, out, _ = call("sheet", "procedural/camouflaged", "--out", "deep/sheet.png", "--count", count)
+    assert (code, out) == (0, "deep/sheet.png\n")
+    with Image.open("deep/sheet.png") as picture:
+        assert (picture.format, picture.size) == ("PNG", (8 * 128, rows * 2 * 128))
