@@ -13,6 +13,7 @@ from redfree.errors import UserError
 
 if TYPE_CHECKING:
     from redfree.bench.run import Outcome
+    from redfree.models.pretrain import Recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -204,25 +205,43 @@ def pretrain(
 ) -> None:
     """Trains a nano model by its recipe."""
     import torch
-    import yaml
-    from pydantic import TypeAdapter, ValidationError
 
-    from redfree.models.pretrain import Recipe
     from redfree.models.pretrain import pretrain as train
     from redfree.records.store import require_writable
 
-    if not recipe.is_file():
-        raise UserError(f"{recipe}: no such recipe")
-    try:
-        chosen = TypeAdapter(Recipe).validate_python(yaml.safe_load(recipe.read_text("utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{recipe}: not YAML ({' '.join(str(error).split())})") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{recipe}: field {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    chosen = _recipe(recipe)
     require_writable(out)
     torch.set_num_threads(threads)
     typer.echo(str(train(chosen, out)))
+
+
+def _recipe(path: Path) -> Recipe:
+    from dataclasses import fields
+
+    import yaml
+    from pydantic import TypeAdapter, ValidationError
+
+    from redfree.data.procedural.scenes import DOMAINS
+    from redfree.errors import unknown
+    from redfree.models.catalogue import NANO_ARCHITECTURES
+    from redfree.models.pretrain import Recipe
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such recipe")
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+        chosen = TypeAdapter(Recipe).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: field {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    # Pydantic lets a dataclass have fields that it does not know: a misspelt one would be silently unused.
+    known = {"field": [field.name for field in fields(Recipe)], "model": NANO_ARCHITECTURES, "domain": DOMAINS}
+    for kind, name in (*(("field", str(key)) for key in data), ("model", chosen.model), ("domain", chosen.domain)):
+        if name not in known[kind]:
+            raise UserError(f"{path}: {unknown(kind, name, known[kind])}")
+    return chosen
 
 
 def main() -> None:

@@ -97,6 +97,10 @@ class _TwoFolders:
         for path in self._parts["test"].images:
             if twin := chosen_on.get(sha256_of(path)):
                 raise UserError(f"{path}: this test image is also the search image {twin}; remove one of the two")
+        pointed = {part.root: part.describe()["prompt_rule"] == "file" for part in self._parts.values()}
+        if len(set(pointed.values())) > 1:
+            without, given = sorted(pointed, key=pointed.__getitem__)
+            raise UserError(f"{without}: has no points, but {given} has; give points in both or in neither")
 
     def __len__(self) -> int:
         return len(self._parts["search"])

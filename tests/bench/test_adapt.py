@@ -54,7 +54,7 @@ def write_scene(scene, image, mask, point=None):
 
 @pytest.fixture
 def flat(tmp_path, scenes):
-    def flat(name="flat", chosen=range(len(IMAGES))):
+    def flat(name="flat", chosen=(0, 1, 2, 3, 4, 5)):
         folder = tmp_path / name
         for n in chosen:
             write_scene(scenes[n], *(folder / f"{IMAGES[n]}.{kind}" for kind in ("bmp", "png", "txt")))
@@ -195,7 +195,8 @@ def test_the_report_says_what_the_record_says(run, flat, judge):
     result, guard = record.result, record.result.guard
     assert f"held-out gain {100 * guard.gain:+.2f} [{100 * guard.gain_ci95[0]:+.2f}," in page
     assert f"from {100 * result.search_baseline_score:.2f} to {100 * result.search_score:.2f} mIoU" in page
-    assert f"maps scored: {record.cost.candidates_scored}, decoder passes with the guard: {record.cost.decoder_passes}"
+    cost = record.cost
+    assert f"maps scored: {cost.candidates_scored}, decoder passes with the guard: {cost.decoder_passes}\n" in page
     assert f"Scores on {record.spec.protocol.n_test} test images" in page
     assert f"On the {record.spec.protocol.n_search} search images" in page
     assert f"run {record.run_id}, weights {record.spec.model.checkpoint_sha256[:16]}" in page
@@ -230,7 +231,8 @@ def test_a_manifest_gives_the_same_scores_as_the_folder_it_names(run, flat, tmp_
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
     by_list, by_folder = run("a", data=tmp_path / "list.jsonl")[0], run("b", data=folder)[0]
     assert by_list.measurement.record.spec.protocol.prompt == "file"
-    assert by_list.measurement.record.spec.dataset.split_sha256 == by_folder.measurement.record.spec.dataset.split_sha256
+    first, second = (found.measurement.record.spec.dataset for found in (by_list, by_folder))
+    assert first.split_sha256 == second.split_sha256
     assert np.array_equal(by_list.after, by_folder.after)
 
 
@@ -239,7 +241,7 @@ def test_two_folders_are_searched_and_tested_apart(run, flat):
     setup, spec = found.measurement.setup, found.measurement.record.spec
     assert sorted(ids(setup.choosing)) == IMAGES[:4]
     assert sorted(ids(setup.test)) == IMAGES[4:]
-    assert (spec.protocol.n_search, spec.protocol.n_test, spec.dataset.name) == (4, 2, "folder/mine+theirs")
+    assert (spec.protocol.n_search, spec.protocol.n_test, spec.dataset.name) == (4, 2, "folder/mine+folder/theirs")
     record = read_record(out / "record.json")
     assert violations(record, read_counts(out / "record.json", record.files["counts"])) == []
 
@@ -248,6 +250,14 @@ def test_a_test_image_that_is_a_search_image_too_is_refused(run, flat, tmp_path)
     with pytest.raises(UserError, match=r"theirs/scene3\.bmp: this test image is also the search image .*mine/scene3"):
         run(search=flat("mine", range(4)), test=flat("theirs", (3, 4, 5)))
     assert not (tmp_path / "out").exists()
+
+
+def test_two_folders_of_different_prompt_rules_are_refused(run, flat):
+    search, test = flat("mine", range(4)), flat("theirs", (4, 5))
+    for path in test.glob("*.txt"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"theirs: has no points, but .*mine has; give points in both or in neither"):
+        run(search=search, test=test)
 
 
 def test_a_killed_search_goes_on_to_the_same_record(run, flat, tmp_path, monkeypatch):
@@ -276,15 +286,16 @@ def test_a_killed_search_goes_on_to_the_same_record(run, flat, tmp_path, monkeyp
         assert (resumed / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_the_command_writes_all_and_says_the_verdict(run, flat, checkpoint, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "command"
-    options = ["--n-search", "3", "--n-pairs", "2", "--folds", "2", "--threads", "1", "--cache", tmp_path / "other"]
-    where = ["--data", flat(), "--out", out, "--model", "tiny", "--checkpoint", checkpoint]
+def test_the_command_writes_all_and_says_the_verdict(run, flat, checkpoint, monkeypatch, capsys):
+    data, folder = flat(), checkpoint.parent
+    out = folder / "command"
+    options = ["--n-search", "3", "--n-pairs", "2", "--folds", "2", "--threads", "1", "--cache", folder / "other"]
+    where = ["--data", data, "--out", out, "--model", "tiny", "--checkpoint", checkpoint]
     monkeypatch.setattr(sys, "argv", ["redfree", "adapt", *map(str, [*where, *options])])
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert not left.value.code
-    found, direct = run(data=flat(), guard="one_standard_error")
+    found, direct = run(data=data, guard="one_standard_error")
     written = capsys.readouterr()
     assert written.out.splitlines() == [verdict(found), f"report: {out / 'report.md'}"]
     assert written.err == ""

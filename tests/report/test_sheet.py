@@ -29,7 +29,8 @@ def test_each_sample_lies_above_its_marked_copy_row_by_row(tmp_path, count, colu
     samples = [make(number) for number in range(count)]
     sheet = drawn(tmp_path, samples, columns=columns)
     assert sheet.shape == (rows * 2 * HEIGHT, columns * WIDTH, 3)
-    tiles = sheet.reshape(rows, 2, HEIGHT, columns, WIDTH, 3).transpose(0, 3, 1, 2, 4, 5).reshape(-1, 2, HEIGHT, WIDTH, 3)
+    tiles = sheet.reshape(rows, 2, HEIGHT, columns, WIDTH, 3).transpose(0, 3, 1, 2, 4, 5)
+    tiles = tiles.reshape(-1, 2, HEIGHT, WIDTH, 3)
     for sample, (plain, marked) in zip(samples, tiles, strict=False):
         assert np.array_equal(plain, sample.image)
         kept = ~((marked == OUTLINE).all(-1) | (marked == POINT).all(-1))
