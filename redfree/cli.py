@@ -83,6 +83,7 @@ def run(
     results: Results = Path("results"),
     cache: Cache = None,
     policy: Annotated[str, typer.Option(help="only-missing, always or never.")] = "only-missing",
+    parallel: Annotated[int, typer.Option(min=1, help="Cells measured at a time.")] = 1,
     only: Only = None,
     shard: Shard = "1/1",
     settings: Set = None,
@@ -99,7 +100,7 @@ def run(
     require_writable(_cache(cache))
     requests = expand(load_suite(suite, _overrides(settings)), only, _shard(shard))
     jobs = execution.jobs_of(requests, results)
-    outcomes = execution.run(jobs, results, _cache(cache), policy, _say)
+    outcomes = execution.run(jobs, results, _cache(cache), policy, _say, parallel=parallel)
     bad = [outcome for outcome in outcomes if outcome.status in ("failed", "oom")]
     typer.echo(f"{len(outcomes)} cells, {len(bad)} failed")
     if bad:
@@ -157,20 +158,29 @@ def adapt(
     typer.echo(f"report: {out / 'report.md'}")
 
 
+def _title(suite: str) -> str:
+    import yaml
+
+    path: Path | None = Path("benchmarks") / f"{suite}.yaml"
+    while path is not None and path.is_file():
+        data = yaml.safe_load(path.read_text("utf-8"))
+        if "title" in data:
+            return str(data["title"])
+        path = path.parent / data["_base_"] if isinstance(data.get("_base_"), str) else None
+    return suite
+
+
 @app.command()
 def table(
     suite: str, results: Results = Path("results"), out: Annotated[Path, typer.Option()] = Path("leaderboards")
 ) -> None:
     """Writes the leaderboard of a suite from its records and shows its main figures."""
-    import yaml
-
     from redfree.records.store import require_writable
     from redfree.report.plot import draw_gains
     from redfree.report.table import leaderboard, load_frame, main_figures, write_leaderboard
 
     require_writable(out)
-    path = Path("benchmarks") / f"{suite}.yaml"
-    title = yaml.safe_load(path.read_text("utf-8"))["title"] if path.is_file() else suite
+    title = _title(suite)
     written = [*write_leaderboard(results, suite, title, out), out / f"{suite}.png"]
     board = leaderboard(load_frame(results, suite))
     draw_gains(board, title, written[-1])

@@ -17,7 +17,6 @@ from redfree.channels import ChannelMap
 from redfree.data.folder import FolderDataset
 from redfree.data.schema import SegmentationDataset
 from redfree.errors import UserError
-from redfree.files import sha256_of
 from redfree.models.weights import shipped_weights
 from redfree.records.schema import MethodSpec, Protocol
 from redfree.records.statistics import bootstrap_mean_ci95
@@ -93,10 +92,6 @@ class _TwoFolders:
 
     def __init__(self, search: Path, test: Path, mask_threshold: int | None) -> None:
         self._parts = {"search": FolderDataset(search, mask_threshold), "test": FolderDataset(test, mask_threshold)}
-        chosen_on = {sha256_of(path): path for path in self._parts["search"].images}
-        for path in self._parts["test"].images:
-            if twin := chosen_on.get(sha256_of(path)):
-                raise UserError(f"{path}: this test image is also the search image {twin}; remove one of the two")
         pointed = {part.root: part.describe()["prompt_rule"] == "file" for part in self._parts.values()}
         if len(set(pointed.values())) > 1:
             without, given = sorted(pointed, key=pointed.__getitem__)

@@ -14,6 +14,7 @@ import torch
 from redfree.bench.methods import METHODS, Choice, Situation
 from redfree.data.registry import open_dataset
 from redfree.data.schema import Sample, SegmentationDataset, read_samples, split_sha256
+from redfree.errors import UserError
 from redfree.files import sha256_of
 from redfree.measure.phases import Stopwatch
 from redfree.models.sam import SamModel
@@ -94,13 +95,18 @@ def load_splits(request: CellRequest, dataset: SegmentationDataset) -> Splits:
     """Reads the images of a cell.
 
     Raises:
-        UserError: the dataset has too few, or one of them is defective.
+        UserError: the dataset has too few, one of them is defective, or an image is in both splits.
     """
     protocol = request.protocol
     test = list(read_samples(dataset.load("test", protocol.n_test, request.seed)))
-    if request.selects_on == "search":
-        return Splits(test, list(read_samples(dataset.load("search", protocol.n_search, request.seed))))
-    return Splits(test, test if request.selects_on == "test" else None)
+    if request.selects_on != "search":
+        return Splits(test, test if request.selects_on == "test" else None)
+    choosing = list(read_samples(dataset.load("search", protocol.n_search, request.seed)))
+    known = {sample.image_sha256(): sample.id for sample in choosing}
+    for sample in test:
+        if (twin := known.get(sample.image_sha256())) is not None:
+            raise UserError(f"test image {sample.id} shows the same as search image {twin}; remove one of the two")
+    return Splits(test, choosing)
 
 
 def spec_of(request: CellRequest, dataset: SegmentationDataset, splits: Splits, model_sha256: str) -> schema.Spec:
@@ -244,6 +250,7 @@ def _result(choice: Choice) -> schema.Result:
         return result
     updates = {
         "searched_pairs": list(found.channel_map.pairs),
+        "searched_zeroed": list(found.channel_map.zeroed),
         "top": list(found.top),
         "search_score": found.search_score,
         "search_baseline_score": found.baseline_score,

@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from queue import SimpleQueue
 
 from redfree.bench.cell import CellRequest, identify
 from redfree.progress import track
@@ -27,6 +30,11 @@ class Job:
     request: CellRequest
     spec: Spec
     path: Path
+
+    @property
+    def group(self) -> tuple[str, str, int]:
+        """Model, dataset and seed: cells that share a search."""
+        return self.request.model, self.request.dataset, self.request.seed
 
     @property
     def done(self) -> bool:
@@ -53,9 +61,15 @@ def jobs_of(requests: Sequence[CellRequest], results: Path) -> list[Job]:
 
 
 def run(
-    jobs: Sequence[Job], results: Path, cache: Path, policy: str, report: Callable[[Outcome], None]
+    jobs: Sequence[Job],
+    results: Path,
+    cache: Path,
+    policy: str,
+    report: Callable[[Outcome], None],
+    *,
+    parallel: int = 1,
 ) -> list[Outcome]:
-    """Measures cells one after the other.
+    """Measures cells, those of one model, dataset and seed one after the other.
 
     Args:
         jobs: the cells.
@@ -64,62 +78,106 @@ def run(
         policy: only-missing measures what has no successful record, always measures everything anew, never measures
             nothing.
         report: called with each outcome as soon as it is known.
+        parallel: cells measured at a time; their seconds are then those of a machine that is busy with the others.
 
     Returns:
-        The outcomes, in the order of the jobs. A cell that fails leaves a record that says so and does not stop the
-        others.
+        The outcomes, as they came. A cell that fails leaves a record that says so and does not stop the others.
 
     Raises:
-        UserError: the results folder cannot be written to.
+        UserError: the results folder cannot be written to, or a record in it cannot be read.
     """
     require_writable(results)
-    outcomes = []
-    for job in track(jobs, total=len(jobs), description="cells"):
-        outcome = _run_one(job, cache, policy)
-        report(outcome)
-        outcomes.append(outcome)
-    return outcomes
+    groups = [list(group) for _, group in groupby(jobs, key=lambda job: job.group)]
+    runner = _Runner(cache, policy)
+    with ThreadPoolExecutor(parallel) as pool:
+        for group in groups:
+            pool.submit(runner.run_group, group)
+        try:
+            return [_announced(outcome, report) for outcome in track(runner.outcomes(len(jobs)), len(jobs), "cells")]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            runner.stop()
+            raise
 
 
-def _run_one(job: Job, cache: Path, policy: str) -> Outcome:
-    if policy != "always" and job.done:
-        return Outcome(job, "kept")
-    if policy == "never":
-        return Outcome(job, "skipped")
-    for litter in job.path.parent.glob(f".{job.spec.run_id()}.*.part"):
-        litter.unlink(missing_ok=True)
-    code, complaint = _spawn(job, cache)
-    if code == 0:
-        return Outcome(job, "measured")
-    status = (
-        "oom" if code == -signal.SIGKILL or "MemoryError" in complaint or "out of memory" in complaint else "failed"
-    )
-    error = complaint.strip().splitlines()[-1] if complaint.strip() else f"process ended with code {code}"
-    write_record(job.path, _failed_record(job.spec, status, error))
-    return Outcome(job, status, error)
+def _announced(outcome: Outcome, report: Callable[[Outcome], None]) -> Outcome:
+    report(outcome)
+    return outcome
 
 
-def _spawn(job: Job, cache: Path) -> tuple[int, str]:
-    command = [sys.executable, "-m", "redfree.bench.worker", str(job.path), str(cache)]
-    # Set before the process starts: OpenMP reads them once, when torch is imported.
-    threads = {name: str(job.request.protocol.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    request = f"{job.request.model_dump_json()}\n{job.spec.run_id()}\n"
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **threads}
-    )
-    try:
-        # The pipe stays open: a worker ends itself when its parent, and with it the pipe, is gone.
+class _Runner:
+    """Runs groups of cells in threads, each cell in a process of its own, until it is stopped."""
+
+    def __init__(self, cache: Path, policy: str) -> None:
+        self._cache, self._policy = cache, policy
+        self._done: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+        self._live: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    def run_group(self, jobs: Sequence[Job]) -> None:
+        """Runs cells one after the other; their outcomes, or what went wrong, come out of `outcomes`."""
+        try:
+            for job in jobs:
+                if self._stopped:
+                    return
+                self._done.put(self._run_one(job))
+        except BaseException as error:  # raised again where the outcomes are read
+            self._done.put(error)
+
+    def outcomes(self, count: int) -> Iterator[Outcome]:
+        """Yields outcomes as they come."""
+        for _ in range(count):
+            outcome = self._done.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
+
+    def stop(self) -> None:
+        """Kills what runs; a cell that was stopped leaves no record."""
+        self._stopped = True
+        for process in list(self._live):
+            process.kill()
+
+    def _run_one(self, job: Job) -> Outcome:
+        if self._policy != "always" and job.done:
+            return Outcome(job, "kept")
+        if self._policy == "never":
+            return Outcome(job, "skipped")
+        for litter in job.path.parent.glob(f".{job.spec.run_id()}.*.part"):
+            litter.unlink(missing_ok=True)
+        code, complaint = self._spawn(job)
+        if code == 0:
+            return Outcome(job, "measured")
+        memory = code == -signal.SIGKILL or "MemoryError" in complaint or "out of memory" in complaint
+        error = complaint.strip().splitlines()[-1] if complaint.strip() else f"process ended with code {code}"
+        if self._stopped:
+            return Outcome(job, "cancelled", error)
+        write_record(job.path, _failed_record(job.spec, "oom" if memory else "failed", error))
+        return Outcome(job, "oom" if memory else "failed", error)
+
+    def _spawn(self, job: Job) -> tuple[int, str]:
+        command = [sys.executable, "-m", "redfree.bench.worker", str(job.path), str(self._cache)]
+        # Set before the process starts: OpenMP reads them once, when torch is imported.
+        threads = {name: str(job.request.protocol.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        # A session of its own, so that Ctrl-C reaches the suite and not the cell, which would seem to have failed.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **threads},
+            start_new_session=True,
+        )
+        self._live.add(process)
         assert process.stdin is not None
         assert process.stderr is not None
+        # The pipe stays open: a worker ends itself when its parent, and with it the pipe, is gone.
         with suppress(BrokenPipeError):  # a worker that is gone already says so by its code
-            process.stdin.write(request)
+            process.stdin.write(f"{job.request.model_dump_json()}\n{job.spec.run_id()}\n")
             process.stdin.flush()
         complaint = process.stderr.read()
+        self._live.discard(process)
         return process.wait(), complaint
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
 
 
 def _failed_record(spec: Spec, status: str, error: str) -> Record:

@@ -55,6 +55,12 @@ class Sample:
     mask: NDArray[np.bool_]
     prompt: Prompt
 
+    def image_sha256(self) -> str:
+        """Hex SHA-256 of the pixels alone."""
+        digest = hashlib.sha256(repr(self.image.shape).encode())
+        digest.update(np.ascontiguousarray(self.image).tobytes())
+        return digest.hexdigest()
+
     def fingerprint(self) -> str:
         """Hex SHA-256 of the pixels, the mask and the prompt; the id does not matter."""
         digest = hashlib.sha256(repr((self.image.shape, self.prompt)).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -59,11 +60,13 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         UserError: the file is missing, truncated, or a pickle with anything but tensors in it.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
+        raise UserError(f"{path}: no such weights file; give the path of an existing one")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on old pickle protocols; what matters here is an error
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"{path}: truncated or not safetensors ({error}); copy or download it again") from None
     except pickle.UnpicklingError:
@@ -74,7 +77,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: truncated or not a checkpoint ({reason}); copy or download it again") from None
     if not isinstance(state, Mapping) or any(type(k) is not str or not isinstance(v, Tensor) for k, v in state.items()):
-        raise UserError(f"{path}: holds no plain state dict of tensors")
+        raise UserError(f"{path}: holds no plain state dict of tensors; save model.state_dict()")
     return state
 
 

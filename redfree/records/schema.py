@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, model_validator
 
 SCHEMA_VERSION = 1
 
@@ -46,6 +46,12 @@ class Protocol(Strict):
     threads: int = Field(default=2, ge=1)
     dtype: Literal["float32"] = "float32"
     search_resolution: Literal["model_input"] = "model_input"
+
+    @model_validator(mode="after")
+    def _folds_need_images(self) -> Protocol:
+        if self.folds > self.n_search:
+            raise ValueError(f"{self.folds} folds cannot be made of {self.n_search} search images; lower folds")
+        return self
 
 
 class ModelSpec(Strict):
@@ -168,6 +174,7 @@ class Result(Strict):
         zeroed: channels set to zero.
         draws: the maps of a random control, each a list of pairs.
         searched_pairs: what the search chose, before the guard.
+        searched_zeroed: the same where it chose channels to set to zero.
         top: the Top-N candidates.
         search_score: mean IoU of the search's choice on the search images.
         search_baseline_score: mean IoU of the unchanged model on them.
@@ -180,6 +187,7 @@ class Result(Strict):
     zeroed: list[int] = []
     draws: list[list[tuple[int, int]]] | None = None
     searched_pairs: list[tuple[int, int]] | None = None
+    searched_zeroed: list[int] | None = None
     top: list[tuple[int, int]] | None = None
     search_score: Fraction | None = None
     search_baseline_score: Fraction | None = None

@@ -94,7 +94,7 @@ def read_counts(path: Path, file: CountsFile) -> pd.DataFrame:
         raise UserError(f"{counts}: missing, but {path.name} names it; restore it or remove the record")
     if sha256_of(counts) != file.sha256:
         raise UserError(f"{counts}: differs from the SHA-256 in {path.name}; restore it or remove the record")
-    return pd.read_csv(counts, dtype={"id": str})
+    return pd.read_csv(counts, dtype={"id": str}, keep_default_na=False)
 
 
 def find_records(results: Path, suite: str) -> Iterator[Path]:

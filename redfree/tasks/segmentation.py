@@ -37,10 +37,12 @@ def iou_of_logits(logits: Tensor, target: Tensor) -> NDArray[np.float64]:
     Returns:
         (B,) values in 0..1.
     """
-    predicted = logits > 0
-    intersection = (predicted & target).sum((1, 2))
-    union = predicted.sum((1, 2)) + target.sum() - intersection
-    return np.asarray(intersection.double() / union.clamp(min=1), np.float64)
+    # Whole numbers up to 2**24 are exact in float32, whose products and sums are faster than sums of booleans.
+    predicted, truth = (logits > 0).flatten(1), target.flatten()
+    exact = predicted.float() if target.numel() <= 2**24 else predicted.double()
+    intersection = (exact @ truth.to(exact.dtype)).double()
+    union = exact.sum(1).double() + truth.sum() - intersection
+    return np.asarray((intersection / union.clamp(min=1)).cpu(), np.float64)
 
 
 def image_iou(counts: Counts) -> NDArray[np.float64]:
