@@ -25,10 +25,11 @@ def without_volatile(node):
     return [without_volatile(item) for item in node] if isinstance(node, list) else node
 
 
-def differences(reference, other):
-    """Paths of records and counts that are missing on one side or differ."""
+def differences(reference, other, only):
+    """How many records and counts were compared, and those that are missing on one side or differ."""
     found = []
     names = {p.relative_to(root) for root in (reference, other) for p in root.rglob("*") if p.is_file()}
+    names = {name for name in names if only in name.as_posix()}
     for name in sorted(names):
         first, second = reference / name, other / name
         if not (first.exists() and second.exists()):
@@ -60,11 +61,13 @@ def main():
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--longest", type=float, default=120.0, help="seconds, at most, before a kill")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default=None)
+    parser.add_argument("--only", default="", help="only cells of this dataset or method")
+    parser.add_argument("--parallel", type=int, default=2)
     options = parser.parse_args()
     shutil.rmtree(options.out, ignore_errors=True)
     results, cache = options.out / "results", options.out / "cache"
     command = ["redfree", "run", options.suite, "--results", str(results), "--cache", str(cache)]
+    command += ["--parallel", str(options.parallel)]
     command += ["--only", options.only] if options.only else []
     rng, start = random.Random(options.seed), time.perf_counter()
     for kill in range(options.kills):
@@ -74,7 +77,7 @@ def main():
         print(f"kill {kill + 1}: after {seconds:.1f} s, {records} records, exit {code}", flush=True)
     code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
     litter = [str(p) for p in options.out.rglob("*.part")]
-    total, found = differences(options.reference / options.suite, results / options.suite)
+    total, found = differences(options.reference / options.suite, results / options.suite, options.only)
     print(f"finished with {code} after {time.perf_counter() - start:.0f} s; {total} files compared")
     print("\n".join([*found, *(f"litter: {p}" for p in litter)]) or "all equal but for times and memory")
     sys.exit(1 if found or code else 0)
