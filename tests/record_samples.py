@@ -28,7 +28,7 @@ def make_spec(label="swap", *, seed=0, dataset="procedural/medical", suite="demo
     return schema.Spec(
         suite=suite,
         task="segmentation",
-        protocol=schema.Protocol(n_search=4, n_test=IMAGES, threads=1),
+        protocol=schema.Protocol(n_search=4, n_test=IMAGES, folds=2, threads=1),
         model=schema.ModelSpec(name="sam_nano", checkpoint_sha256=weights),
         dataset=schema.DatasetSpec(
             name=dataset,

@@ -17,7 +17,7 @@ methods:
   - {name: baseline}
   - {name: swap, label: free, params: {guard: none}}
 seeds: [4, 5, 6]
-protocol: {n_search: 3, n_test: 7}
+protocol: {n_search: 3, n_test: 7, folds: 2}
 """
 
 
@@ -51,7 +51,8 @@ def refusal(path, overrides=None):
 
 def test_the_plan_is_the_product_with_methods_next_to_each_other(suite):
     cells = plan(suite)
-    expected = list(product(suite.datasets, [4, 5, 6], ["baseline", "free"]))
+    seeds_first = product([4, 5, 6], suite.datasets, ["baseline", "free"])
+    expected = [(dataset, seed, label) for seed, dataset, label in seeds_first]
     assert [(cell.dataset, cell.seed, cell.method.label) for cell in cells] == expected
     assert {(cell.suite, cell.model) for cell in cells} == {("trial", "sam_nano")}
     assert {(cell.protocol.n_search, cell.protocol.n_test, cell.protocol.n_pairs) for cell in cells} == {(3, 7, 10)}
