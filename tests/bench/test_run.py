@@ -209,3 +209,30 @@ def test_a_killed_worker_becomes_a_record(running, tmp_path):
     assert parent.wait(30) == 0
     (path,) = Path(tmp_path / "results").rglob("*.json")
     assert (read_record(path).status, read_record(path).error) == ("oom", "process ended with code -9")
+
+
+def test_parallel_runs_every_cell_once_and_keeps_the_order_of_a_group(worker, tmp_path):
+    requests = [request(label=label).model_copy(update={"seed": seed}) for seed in (0, 1) for label in ("a", "b")]
+    jobs = jobs_of(requests, tmp_path / "results")
+    worker("sleep 0.2; exit 0")
+    outcomes = run(jobs, tmp_path / "results", tmp_path / "cache", "only-missing", lambda _: None, parallel=2)
+    assert sorted(o.job.request.title for o in outcomes) == sorted(job.request.title for job in jobs)
+    assert (tmp_path / "started").read_text().count("x") == 4
+    for seed in (0, 1):
+        labels = [o.job.request.method.label for o in outcomes if o.job.request.seed == seed]
+        assert labels == ["a", "b"]
+
+
+def test_an_interrupted_suite_stops_its_cells_and_leaves_no_record(worker, jobs, tmp_path, monkeypatch):
+    worker("exec sleep 60")
+
+    def interrupted(_items, _total, _description):
+        time.sleep(0.5)
+        raise KeyboardInterrupt
+
+    start = time.monotonic()
+    monkeypatch.setattr("redfree.bench.run.track", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(jobs, tmp_path / "results", tmp_path / "cache", "only-missing", lambda _: None)
+    assert time.monotonic() - start < 30
+    assert not list((tmp_path / "results").rglob("*.json"))
