@@ -87,7 +87,7 @@ def test_a_truncated_pytorch_file(tmp_path, state, keep, new):
 def test_another_kind_of_file(tmp_path, junk, suffix):
     path = tmp_path / f"junk{suffix}"
     path.write_bytes(junk)
-    refusal(path)
+    assert refusal(path)
 
 
 class Creates:
@@ -120,7 +120,7 @@ def test_a_file_without_a_state_dict(tmp_path, value):
 def test_tensors_under_names_that_are_no_text(tmp_path):
     path = tmp_path / "numbered.pth"
     torch.save({0: torch.zeros(1), "a": torch.zeros(1)}, path)
-    refusal(path)
+    assert refusal(path)
 
 
 def test_another_architecture_says_which_tensors_differ(tmp_path, state):
