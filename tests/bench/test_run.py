@@ -174,6 +174,14 @@ def wait_for(condition, seconds):
     raise AssertionError(f"waited {seconds} s in vain")
 
 
+def is_worker(process):
+    """Whether a child measures a cell; others, such as git, may end while they are looked at."""
+    try:
+        return "redfree.bench.worker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
 @pytest.fixture
 def running(tmp_path):
     """A run in a process of its own, whose only worker is in the middle of a search: (parent, worker)."""
@@ -182,9 +190,7 @@ def running(tmp_path):
     parent = psutil.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     worker = None
     try:
-        (worker,) = wait_for(
-            lambda: [p for p in parent.children() if "redfree.bench.worker" in " ".join(p.cmdline())], 60
-        )
+        (worker,) = wait_for(lambda: list(filter(is_worker, parent.children())), 60)
         wait_for(lambda: list((tmp_path / "cache").rglob("*.npz")), 60)
         yield parent, worker
     finally:
