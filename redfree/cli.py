@@ -261,3 +261,7 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        typer.echo(f"error: {error.filename or 'a file'}: {reason}; free space or choose another folder", err=True)
+        sys.exit(2)

@@ -345,3 +345,17 @@ def test_sheet_writes_a_png_of_eight_columns(call, count, rows):
     assert (code, out) == (0, "deep/sheet.png\n")
     with Image.open("deep/sheet.png") as picture:
         assert (picture.format, picture.size) == ("PNG", (8 * 128, rows * 2 * 128))
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    from redfree import cli
+
+    def full():
+        raise OSError(28, "No space left on device", "out/record.json")
+
+    monkeypatch.setattr("redfree.cli.app", full)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    complaint = capsys.readouterr().err
+    assert complaint == "error: out/record.json: No space left on device; free space or choose another folder\n"
