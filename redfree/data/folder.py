@@ -94,11 +94,6 @@ class FolderDataset:
         """Ids in natural order (9 before 10), or in the manifest's order."""
         return list(self._entries)
 
-    @property
-    def images(self) -> list[Path]:
-        """The image files, in the order of the ids."""
-        return [entry.image for entry in self._entries.values()]
-
     def load(self, split: str, count: int, seed: int) -> datasets.Dataset:
         """Returns the first `count` rows of a split, decoded when they are read.
 
