@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -123,7 +123,8 @@ def adapt(
     n_search: Annotated[int | None, typer.Option(min=2, help="Images that choose; 50, or half of fewer.")] = None,
     n_pairs: Annotated[int, typer.Option(min=1, max=16, help="N of the Top-N.")] = 10,
     folds: Annotated[int, typer.Option(min=2, help="Folds of the guard.")] = 5,
-    guard: Annotated[str, typer.Option(help="one_standard_error or none.")] = "one_standard_error",
+    guard: Annotated[str, typer.Option(help="one_standard_error, k_fold, split_half or none.")] = "one_standard_error",
+    strategy: Annotated[str, typer.Option(help="greedy, shortlist, racing or exhaustive.")] = "greedy",
     mask_threshold: Annotated[int | None, typer.Option(min=1, help="Masks: values from this on are object.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of split and folds.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 2,
@@ -131,11 +132,13 @@ def adapt(
 ) -> None:
     """Searches a swap on your own images and says whether it can be trusted."""
     from redfree.bench import adapt as adaptation
+    from redfree.bench.catalogue import STRATEGY_OPTIONS, GuardRule
     from redfree.errors import unknown
     from redfree.report.adaptation import verdict, write_report
 
-    if guard not in ("one_standard_error", "none"):
-        raise unknown("guard", guard, ("one_standard_error", "none"))
+    for kind, given, known in (("guard", guard, get_args(GuardRule)), ("strategy", strategy, STRATEGY_OPTIONS)):
+        if given not in known:
+            raise unknown(kind, given, known)
     options = adaptation.AdaptOptions(
         model=model,
         out=out,
@@ -147,6 +150,7 @@ def adapt(
         n_pairs=n_pairs,
         folds=folds,
         guard=guard,
+        strategy=strategy,
         mask_threshold=mask_threshold,
         seed=seed,
         threads=threads,
@@ -176,16 +180,45 @@ def table(
 ) -> None:
     """Writes the leaderboard of a suite from its records and shows its main figures."""
     from redfree.records.store import require_writable
+    from redfree.report.anytime import draw_anytime
     from redfree.report.plot import draw_gains
+    from redfree.report.strategies import compares_strategies
     from redfree.report.table import leaderboard, load_frame, main_figures, write_leaderboard
 
     require_writable(out)
     title = _title(suite)
+    frame = load_frame(results, suite)
+    board = leaderboard(frame)
     written = [*write_leaderboard(results, suite, title, out), out / f"{suite}.png"]
-    board = leaderboard(load_frame(results, suite))
     draw_gains(board, title, written[-1])
+    if compares_strategies(frame):
+        written.append(out / f"{suite}-anytime.png")
+        draw_anytime(frame, title, written[-1])
     typer.echo(main_figures(board))
     typer.echo("\n".join(str(path) for path in written))
+
+
+@app.command()
+def speed(
+    out: Annotated[Path, typer.Option(help="Folder of decoders.json and decoders.md.")] = Path("leaderboards"),
+    shape: Annotated[list[str] | None, typer.Option(help="Whose decoder: sam_vit_b, sam_nano256, sam_nano.")] = None,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="Threads; may be repeated.")] = None,
+    candidates: Annotated[int, typer.Option(min=1, help="Candidates a round.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, after one that warms up.")] = 5,
+) -> None:
+    """Times the decoders of the search against the official predictor, side by side, on random weights."""
+    from redfree.errors import unknown
+    from redfree.measure.decoder_speed import SHAPES, measure_decoders
+    from redfree.records.store import require_writable
+    from redfree.report.decoders import write_decoder_speeds
+
+    for name in (shapes := shape or list(SHAPES)):
+        if name not in SHAPES:
+            raise unknown("shape", name, SHAPES)
+    require_writable(out)
+    counts = threads or [1, 2]
+    found = [row for name in shapes for count in counts for row in measure_decoders(name, count, candidates, rounds)]
+    typer.echo(write_decoder_speeds(found, candidates, rounds, out))
 
 
 @app.command()

@@ -15,7 +15,7 @@ from redfree.bench.run import jobs_of
 from redfree.bench.suite import load_suite, plan
 from redfree.models import weights
 from redfree.models.nano import NANO_ARCHITECTURES
-from redfree.search.evaluate import Evaluator
+from redfree.search.evaluate import SegmentationEvaluator
 
 ROOT = Path(__file__).parents[1]
 REDFREE = Path(sys.executable).with_name("redfree")
@@ -38,7 +38,8 @@ def workplace(tmp_path, monkeypatch, tiny_arch, tiny_sam):
     monkeypatch.setenv("REDFREE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(NANO_ARCHITECTURES, "tiny", tiny_arch)
     monkeypatch.setattr(weights, "WEIGHTS", tmp_path / "weights")
-    monkeypatch.setattr(Evaluator, "score", lambda *_: pytest.fail("a search was started"))
+    for work in ("score", "screen"):
+        monkeypatch.setattr(SegmentationEvaluator, work, lambda *_: pytest.fail("a search was started"))
     for folder in ("weights", "benchmarks", "images"):
         Path(folder).mkdir()
     save_file(tiny_sam.state_dict(), "weights/tiny.safetensors")
@@ -146,6 +147,7 @@ def test_a_defective_image_is_named_with_the_mend_and_nothing_is_written(refusal
         (adapt("--folds", "4", "--n-search", "3"), ("--folds 4 is more than the 3 search images", "lower it")),
         (adapt("--model", "tinny"), ("unknown model 'tinny'", "did you mean 'tiny'?")),
         (adapt("--guard", "one_standard_eror"), ("unknown guard", "did you mean 'one_standard_error'?")),
+        (adapt("--strategy", "exhaustiv"), ("unknown strategy", "did you mean 'exhaustive'?")),
         (adapt("--checkpoint", "lost.pt"), ("lost.pt: no such weights file",)),
         (adapt("--out", "file/out"), ("file/out: cannot be written to (Not a directory)", "choose another folder")),
         (adapt("--cache", "file/cache"), ("file/cache: cannot be written to", "choose another folder")),

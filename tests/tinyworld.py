@@ -1,7 +1,5 @@
 """Images, models and evaluators small enough for brute force."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import torch
 from segment_anything import SamPredictor
@@ -9,8 +7,9 @@ from segment_anything import SamPredictor
 from redfree.channels import ChannelMap
 from redfree.data.schema import Prompt, Sample
 from redfree.models.sam import SamModel
-from redfree.search.evaluate import Evaluator, Scores
+from redfree.search.evaluate import SegmentationEvaluator
 from redfree.search.log import SearchLog
+from redfree.search.scores import Scores, Screen
 
 
 def make_sample(seed, height=64, width=64, labels=(1,)):
@@ -31,8 +30,9 @@ def make_model(sam, sha="0" * 64):
     return SamModel("tiny", sam, sha)
 
 
-def make_evaluator(model, samples, folder=None, batch=64):
-    return Evaluator(model, samples, model.encode([s.image for s in samples]), SearchLog(folder), batch)
+def make_evaluator(model, samples, folder=None, batch=64, **options):
+    features = model.encode([s.image for s in samples])
+    return SegmentationEvaluator(model, samples, features, SearchLog(folder), batch, **options)
 
 
 class Stock:
@@ -71,7 +71,7 @@ class RiggedEvaluator:
     """Scores by a formula of (index vector, image) and keeps what it was asked."""
 
     def __init__(self, channels, images, value):
-        self.model, self.images, self.value = SimpleNamespace(channels=channels), images, value
+        self.channels, self.images, self.value = channels, images, value
         self.asked = []
 
     def __len__(self):
@@ -81,6 +81,14 @@ class RiggedEvaluator:
         chosen = list(range(self.images)) if images is None else list(images)
         self.asked.append((label, len(maps), tuple(chosen)))
         return Scores(np.array([[self.value(row.tolist(), d) for d in chosen] for row in maps]), 0.25)
+
+    def screen(self, channel_map, images):
+        """The exact gain of every move, as a screen would give it if scores were linear."""
+        gains, index = np.zeros((self.channels, self.channels)), channel_map.index()
+        for i, j in np.ndindex(gains.shape):
+            moved = [j if c == i else f for c, f in enumerate(index)]
+            gains[i, j] = np.mean([self.value(moved, d) - self.value(index, d) for d in images])
+        return Screen(gains, 3 * len(images), 0.5)
 
 
 def swap(channels, *pairs):

@@ -41,7 +41,8 @@ class AdaptOptions:
         n_search: images that choose; None takes 50, or half of a folder of fewer than 100.
         n_pairs: N of the Top-N.
         folds: folds of the guard.
-        guard: one_standard_error or none.
+        guard: one_standard_error, k_fold, split_half or none.
+        strategy: greedy, shortlist, racing or exhaustive.
         mask_threshold: masks hold the object where they are at least this; None reads two-valued masks.
         seed: seed of split and folds.
         threads: torch threads.
@@ -57,6 +58,7 @@ class AdaptOptions:
     n_pairs: int = 10
     folds: int = 5
     guard: str = "one_standard_error"
+    strategy: str = "greedy"
     mask_threshold: int | None = None
     seed: int = 0
     threads: int = 2
@@ -143,7 +145,7 @@ def _request(options: AdaptOptions, dataset: SegmentationDataset, n_search: int,
         "threads": options.threads,
         "prompt": about["prompt_rule"],
     }
-    params = SwapParams.model_validate({"guard": options.guard}).model_dump(mode="json")
+    params = SwapParams.model_validate({"guard": options.guard, "strategy": options.strategy}).model_dump(mode="json")
     return CellRequest(
         suite="adapt",
         model=options.model,

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from redfree.records.schema import Strict
+
+GuardRule = Literal["one_standard_error", "k_fold", "split_half", "none"]
+
+STRATEGY_OPTIONS: Mapping[str, frozenset[str]] = {
+    "greedy": frozenset({"scored", "together", "patience", "budget"}),
+    "shortlist": frozenset({"scored"}),
+    "racing": frozenset({"first_images", "keep", "growth", "finalists"}),
+    "exhaustive": frozenset(),
+}
 
 
 class NoParams(Strict):
@@ -18,11 +27,33 @@ class SwapParams(Strict):
     """Parameters of a searched swap.
 
     Attributes:
+        strategy: how the pairs are found; `exhaustive` is the paper's.
+        options: options of the strategy, such as {scored: 48} for greedy; see its class.
         guard: the acceptance rule, or none for the paper's rule, which always uses what the search chose.
         select_on: the split that chooses. `test` is the oracle control, which only measures leakage.
     """
 
-    guard: Literal["one_standard_error", "none"] = "one_standard_error"
+    strategy: Literal["greedy", "shortlist", "racing", "exhaustive"] = "greedy"
+    options: dict[str, int] = Field(default_factory=dict)
+    guard: GuardRule = "one_standard_error"
+    select_on: Literal["search", "test"] = "search"
+
+    @model_validator(mode="after")
+    def _strategy_has_options(self) -> SwapParams:
+        known = STRATEGY_OPTIONS[self.strategy]
+        for name, value in self.options.items():
+            if name not in known:
+                offered = ", ".join(sorted(known)) or "none"
+                raise ValueError(f"strategy {self.strategy} has no option {name!r}; it has: {offered}")
+            if value < (least := int(name != "patience")):
+                raise ValueError(f"option {name} is {value}; give {least} or more")
+        return self
+
+
+class ZeroParams(Strict):
+    """Parameters of the deactivation control, which searches channels to set to zero; see `SwapParams`."""
+
+    guard: GuardRule = "one_standard_error"
     select_on: Literal["search", "test"] = "search"
 
 
@@ -36,6 +67,6 @@ class RandomSwapParams(Strict):
 METHOD_PARAMS: Mapping[str, type[BaseModel]] = {
     "baseline": NoParams,
     "swap": SwapParams,
-    "zero": SwapParams,
+    "zero": ZeroParams,
     "random-swap": RandomSwapParams,
 }

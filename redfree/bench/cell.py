@@ -22,10 +22,12 @@ from redfree.models.weights import load_model, shipped_weights
 from redfree.records import schema
 from redfree.records.provenance import environment, now
 from redfree.records.statistics import bootstrap_ci95
-from redfree.records.store import counts_path, write_counts, write_record
-from redfree.search.evaluate import Evaluator, Ledger
+from redfree.records.store import counts_path, write_counts, write_pair_scores, write_record
+from redfree.search.batching import default_batch
+from redfree.search.evaluate import SegmentationEvaluator
 from redfree.search.guard import GuardVerdict
 from redfree.search.log import SearchLog
+from redfree.search.scores import Ledger
 from redfree.tasks.segmentation import COUNT_NAMES, METRICS, Counts
 
 
@@ -70,8 +72,8 @@ class Setup:
     """A cell's model and its evaluators on the two splits."""
 
     model: SamModel
-    test: Evaluator
-    choosing: Evaluator | None
+    test: SegmentationEvaluator
+    choosing: SegmentationEvaluator | None
 
 
 @dataclass(frozen=True)
@@ -157,10 +159,13 @@ def _spec(
 
 def prepare(request: CellRequest, model: SamModel, splits: Splits, log: SearchLog, stopwatch: Stopwatch) -> Setup:
     """Encodes the images of a cell, each once."""
+    protocol = request.protocol
 
-    def evaluator(samples: Sequence[Sample]) -> Evaluator:
+    def evaluator(samples: Sequence[Sample]) -> SegmentationEvaluator:
         features = model.encode([sample.image for sample in samples])
-        return Evaluator(model, samples, features, log, request.protocol.batch)
+        batch = protocol.batch or default_batch(features.maps)
+        decoder, dtype = protocol.decoder, protocol.search_dtype
+        return SegmentationEvaluator(model, samples, features, log, batch, decoder, dtype)
 
     with stopwatch.phase("encode"):
         test = evaluator(splits.test)
@@ -238,6 +243,7 @@ def _cost(setup: Setup, choice: Choice) -> schema.Cost:
         decoder_passes=ledger.passes,
         scoring_seconds=ledger.seconds,
         cache_bytes=sum(e.features.maps.nbytes for e in evaluators),
+        decode_batch=setup.choosing.batch if setup.choosing else None,
     )
 
 
@@ -275,6 +281,9 @@ def counts_table(measurement: Measurement) -> pd.DataFrame:
 
 
 def write_measurement(path: Path, measurement: Measurement) -> None:
-    """Writes the raw counts of a measurement, then its record, which names them."""
-    counts = write_counts(counts_path(path), counts_table(measurement))
-    write_record(path, measurement.record.model_copy(update={"files": {"counts": counts}}))
+    """Writes the raw counts of a measurement and the scores of all pairs, then its record, which names them."""
+    files = {"counts": write_counts(counts_path(path), counts_table(measurement))}
+    found = measurement.choice.searched
+    if found is not None and found.pair_scores is not None:
+        files["pair_scores"] = write_pair_scores(path, found.pair_scores)
+    write_record(path, measurement.record.model_copy(update={"files": files}))

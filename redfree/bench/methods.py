@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from redfree.bench.catalogue import METHOD_PARAMS, NoParams, RandomSwapParams, SwapParams
+from redfree.bench.catalogue import METHOD_PARAMS, NoParams, RandomSwapParams, SwapParams, ZeroParams
 from redfree.channels import ChannelMap
 from redfree.measure.phases import Stopwatch
 from redfree.records.schema import Protocol
-from redfree.search.evaluate import Evaluator
-from redfree.search.exhaustive import ExhaustiveSearch, SearchResult
+from redfree.search.base import Evaluator, Search, SearchResult
+from redfree.search.exhaustive import ExhaustiveSearch
+from redfree.search.greedy import GreedySearch
 from redfree.search.guard import GuardVerdict, cross_validate
+from redfree.search.racing import RacingSearch
+from redfree.search.shortlist import ShortlistSearch
 
 
 @dataclass(frozen=True)
@@ -71,25 +74,38 @@ def _baseline(situation: Situation, _params: NoParams) -> Choice:
     return Choice((ChannelMap(situation.channels),))
 
 
-def _searched(situation: Situation, params: SwapParams, *, zero: bool) -> Choice:
+def build_search(params: SwapParams, protocol: Protocol, seed: int) -> Search:
+    """The search that the parameters of a swap name."""
+    pairs, semantics, options = protocol.n_pairs, protocol.semantics, params.options
+    match params.strategy:
+        case "greedy":
+            return GreedySearch(pairs, **options)
+        case "shortlist":
+            return ShortlistSearch(pairs, semantics, **options)
+        case "racing":
+            return RacingSearch(pairs, semantics, **options, seed=seed)
+        case "exhaustive":
+            return ExhaustiveSearch(pairs, semantics)
+
+
+def _searched(situation: Situation, search: Search, rule: str) -> Choice:
     evaluator, protocol = situation.choosing(), situation.protocol
-    search = ExhaustiveSearch(protocol.n_pairs, protocol.semantics, zero)
     with situation.stopwatch.phase("search"):
         found = search(evaluator, range(len(evaluator)))
-    if params.guard == "none":
+    if rule == "none":
         return Choice((found.channel_map,), found)
     with situation.stopwatch.phase("guard"):
-        verdict = cross_validate(search, evaluator, protocol.folds, situation.seed)
+        verdict = cross_validate(search, evaluator, protocol.folds, situation.seed, rule)
     chosen = found.channel_map if verdict.accepted else ChannelMap(situation.channels)
     return Choice((chosen,), found, verdict)
 
 
 def _swap(situation: Situation, params: SwapParams) -> Choice:
-    return _searched(situation, params, zero=False)
+    return _searched(situation, build_search(params, situation.protocol, situation.seed), params.guard)
 
 
-def _zero(situation: Situation, params: SwapParams) -> Choice:
-    return _searched(situation, params, zero=True)
+def _zero(situation: Situation, params: ZeroParams) -> Choice:
+    return _searched(situation, ExhaustiveSearch(situation.protocol.n_pairs, zero=True), params.guard)
 
 
 def _random_swap(situation: Situation, params: RandomSwapParams) -> Choice:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from redfree.data.schema import Prompt
+
+# From index vectors (B, C) of one image's channels, -1 for a zeroed one, to low-resolution logits (B, h, w).
+MapDecoder = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,27 @@ class Model(Protocol):
 
     def prompt_tokens(self, prompt: Prompt, frame: Frame) -> Tensor:
         """Prompt embeddings (1, N, C) of one prompt."""
+        ...
+
+    @property
+    def prefers_shared_decoding(self) -> bool:
+        """Whether `swap_decoder` is faster than `map_decoder`."""
+        ...
+
+    def map_decoder(self, features: Tensor, tokens: Tensor) -> MapDecoder:
+        """Decodes each map of one image's features (C, H, W) on its own."""
+        ...
+
+    def swap_decoder(self, features: Tensor, tokens: Tensor) -> MapDecoder:
+        """Decodes maps of one image's features (C, H, W), computing once what they share."""
+        ...
+
+    def low_resolution(self, features: Tensor) -> tuple[tuple[int, int], int]:
+        """(h, w) of the logits of features (..., H, W), and the factor from there to the model's input."""
+        ...
+
+    def gradient(self, features: Tensor, tokens: Tensor, frame: Frame, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """Gradient (C, H, W) of a loss of the logits, at the frame's `resized` size, by the features (C, H, W)."""
         ...
 
     def decode_maps(self, maps: Tensor, tokens: Tensor) -> Tensor:

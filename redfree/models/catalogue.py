@@ -28,4 +28,4 @@ class NanoArchitecture:
     decoder_mlp_dim: int = 256
 
 
-NANO_ARCHITECTURES = {"sam_nano": NanoArchitecture()}
+NANO_ARCHITECTURES = {"sam_nano": NanoArchitecture(), "sam_nano256": NanoArchitecture(channels=256)}

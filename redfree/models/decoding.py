@@ -32,7 +32,14 @@ def _heads(attention: Attention, projected: Tensor) -> Tensor:
     return projected.reshape(batch, tokens, heads, width // heads).transpose(1, 2)
 
 
-def _attend(attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def prompt_queries(sam: Sam, sparse: Tensor) -> Tensor:
+    """The tokens (B, 5 + N, C) of the two-way transformer: IoU, four masks, and B prompts (B, N, C)."""
+    decoder = cast(MaskDecoder, sam.mask_decoder)
+    output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    return torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
+
+
+def attend(attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The official attention with scores laid out (keys, queries), so that softmax never runs along a short last axis.
 
     Image-to-token attention has 7 keys; along a last axis of 7 the CPU softmax is not vectorised and takes a third of
@@ -53,16 +60,16 @@ def _two_way_block(
     block: TwoWayAttentionBlock, queries: Tensor, keys: Tensor, query_position: Tensor, key_position: Tensor
 ) -> tuple[Tensor, Tensor]:
     if block.skip_first_layer_pe:
-        queries = _attend(block.self_attn, queries, queries, queries)
+        queries = attend(block.self_attn, queries, queries, queries)
     else:
         placed = queries + query_position
-        queries = queries + _attend(block.self_attn, placed, placed, queries)
+        queries = queries + attend(block.self_attn, placed, placed, queries)
     queries = block.norm1(queries)
     placed_keys = keys + key_position
-    seen = _attend(block.cross_attn_token_to_image, queries + query_position, placed_keys, keys)
+    seen = attend(block.cross_attn_token_to_image, queries + query_position, placed_keys, keys)
     queries = block.norm2(queries + seen)
     queries = block.norm3(queries + block.mlp(queries))
-    told = _attend(block.cross_attn_image_to_token, placed_keys, queries + query_position, queries)
+    told = attend(block.cross_attn_image_to_token, placed_keys, queries + query_position, queries)
     return queries, block.norm4(keys + told)
 
 
@@ -74,7 +81,7 @@ def _two_way(
     queries = tokens
     for block in transformer.layers:
         queries, keys = _two_way_block(block, queries, keys, tokens, key_position)
-    seen = _attend(transformer.final_attn_token_to_image, queries + tokens, keys + key_position, keys)
+    seen = attend(transformer.final_attn_token_to_image, queries + tokens, keys + key_position, keys)
     return transformer.norm_final_attn(queries + seen), keys
 
 
@@ -95,8 +102,7 @@ def decode_features(sam: Sam, features: Tensor, sparse: Tensor) -> tuple[Tensor,
     """
     decoder = cast(MaskDecoder, sam.mask_decoder)
     batch, channels = features.shape[:2]
-    output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
+    tokens = prompt_queries(sam, sparse)
     no_mask = sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
     queries, keys = _two_way(decoder.transformer, features + no_mask, sam.prompt_encoder.get_dense_pe(), tokens)
     upscaled = decoder.output_upscaling(keys.transpose(1, 2).reshape(batch, channels, *features.shape[2:]))

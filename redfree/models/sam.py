@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -14,8 +15,9 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from redfree.data.schema import Prompt
-from redfree.models.base import Features, Frame
+from redfree.models.base import Features, Frame, MapDecoder
 from redfree.models.decoding import decode_features, embed_points
+from redfree.models.swap_decoding import SharedWeights, SwapDecoder, changes_of
 
 _ENCODE_BATCH = 16
 
@@ -71,9 +73,50 @@ class SamModel:
         """Low-resolution logits (B, 4H, 4W) of B feature maps (B, C, H, W) with (1, N, C) or (B, N, C) tokens."""
         return decode_features(self.sam, maps, tokens)[0]
 
+    @cached_property
+    def _shared_weights(self) -> SharedWeights:
+        return SharedWeights(self.sam)
+
+    @property
+    def prefers_shared_decoding(self) -> bool:
+        """Whether `swap_decoder` is faster: an attention's rank, heads times 7 tokens, is far below the channels."""
+        return self.channels >= 2 * 7 * int(self.sam.mask_decoder.transformer.num_heads)
+
+    def map_decoder(self, features: Tensor, tokens: Tensor) -> MapDecoder:
+        """Decodes each map of one image's features (C, H, W) on its own, with prompt tokens (1, N, C)."""
+        padded = torch.cat([features, torch.zeros_like(features[:1])])
+        return lambda index: self.decode_maps(padded[torch.where(index < 0, self.channels, index)], tokens)
+
+    def swap_decoder(self, features: Tensor, tokens: Tensor) -> MapDecoder:
+        """Decodes maps of one image's features (C, H, W), computing once what they share (`SwapDecoder`)."""
+        with torch.inference_mode():
+            decoder = SwapDecoder(self._shared_weights, features, tokens)
+
+        @torch.inference_mode()
+        def decode(index: Tensor) -> Tensor:
+            return decoder(*changes_of(features, index))
+
+        return decode
+
+    def low_resolution(self, features: Tensor) -> tuple[tuple[int, int], int]:
+        """(h, w) of the logits of features (..., H, W), and the factor from there to the model's input."""
+        height, width = (4 * int(side) for side in features.shape[-2:])
+        return (height, width), self._resize.target_length // height
+
+    def gradient(self, features: Tensor, tokens: Tensor, frame: Frame, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """Gradient (C, H, W) of a loss of the logits, at the frame's `resized` size, by the features (C, H, W)."""
+        with torch.enable_grad():
+            leaf = features.clone().requires_grad_()
+            logits = decode_features(self.sam, leaf[None], tokens.clone())[0]
+            (gradient,) = torch.autograd.grad(loss(self._upscale(logits, frame, frame.resized)[0]), leaf)
+        return gradient
+
     @torch.inference_mode()
     def upscale(self, logits: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
         """Logits brought to the frame's `original` or `resized` size, as `Sam.postprocess_masks` does."""
+        return self._upscale(logits, frame, size)
+
+    def _upscale(self, logits: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
         side = self._resize.target_length
         full = F.interpolate(logits[:, None], (side, side), mode="bilinear", align_corners=False)
         cropped = full[..., : frame.resized[0], : frame.resized[1]]

@@ -30,9 +30,11 @@ class Protocol(Strict):
         semantics: how several pairs act together.
         prompt: the rule that places prompts.
         folds: folds of the guard.
-        batch: maps decoded at a time.
+        batch: maps decoded at a time; null chooses by memory, see `Cost.decode_batch`.
         threads: intra-operation threads of torch.
-        dtype: number format of features and decoder.
+        dtype: number format of features and of the decoder that test scores come from.
+        search_dtype: number format of the decoder during the search.
+        decoder: which exact decoder the search uses; auto takes the faster one.
         search_resolution: where masks are compared during the search; test scores are always at the image's own size.
     """
 
@@ -42,9 +44,11 @@ class Protocol(Strict):
     semantics: Literal["simultaneous", "sequential"] = "simultaneous"
     prompt: Literal["distance_transform", "file"] = "distance_transform"
     folds: int = Field(default=5, ge=2)
-    batch: int = Field(default=64, ge=1)
+    batch: int | None = Field(default=None, ge=1)
     threads: int = Field(default=2, ge=1)
     dtype: Literal["float32"] = "float32"
+    search_dtype: Literal["float32", "bfloat16"] = "float32"
+    decoder: Literal["auto", "shared", "generic"] = "auto"
     search_resolution: Literal["model_input"] = "model_input"
 
     @model_validator(mode="after")
@@ -133,9 +137,10 @@ class Cost(Strict):
     Attributes:
         trainable_params: parameters inserted and trained in total.
         candidates_scored: maps scored by the search.
-        decoder_passes: maps times images scored by search and guard.
+        decoder_passes: maps times images scored by search and guard, and 3 for each image of a screen.
         scoring_seconds: time of that scoring, also where another cell had left it in the search log.
         cache_bytes: features kept in memory.
+        decode_batch: maps decoded at a time, before any halving; None where nothing was searched.
     """
 
     trainable_params: TrainableParameters
@@ -143,6 +148,7 @@ class Cost(Strict):
     decoder_passes: int
     scoring_seconds: FiniteFloat
     cache_bytes: int
+    decode_batch: int | None = None
 
 
 class Guard(Strict):
@@ -196,8 +202,12 @@ class Result(Strict):
     trace: list[TraceRecord] = []
 
 
-class CountsFile(Strict):
-    """Raw counts of each image beside the record: its file name and SHA-256."""
+class RecordFile(Strict):
+    """A file beside the record: its name and SHA-256.
+
+    `counts` holds the raw counts of each image, `pair_scores` (C, C) the mean score of each pair alone on the search
+    images, as gzipped NumPy array.
+    """
 
     name: str
     sha256: str
@@ -218,4 +228,4 @@ class Record(Strict):
     cost: Cost | None = None
     result: Result | None = None
     env: dict[str, Any]
-    files: dict[str, CountsFile] = {}
+    files: dict[str, RecordFile] = {}

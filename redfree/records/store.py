@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import tempfile
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from redfree.errors import UserError
 from redfree.files import replace_atomically, sha256_of, write_text
-from redfree.records.schema import SCHEMA_VERSION, CountsFile, Record, Spec
+from redfree.records.schema import SCHEMA_VERSION, Record, RecordFile, Spec
 
 COUNTS_SUFFIX = ".counts.csv"
+PAIR_SCORES_SUFFIX = ".pairs.npy.gz"
 
 
 def record_path(results: Path, spec: Spec) -> Path:
@@ -51,11 +56,30 @@ def write_record(path: Path, record: Record) -> None:
     write_text(path, json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def write_counts(path: Path, counts: pd.DataFrame) -> CountsFile:
+def write_counts(path: Path, counts: pd.DataFrame) -> RecordFile:
     """Writes raw counts beside a record, one row a draw and image, and returns their name and hash."""
     with replace_atomically(path) as file:
         file.write(counts.to_csv(index=False, lineterminator="\n").encode())
-    return CountsFile(name=path.name, sha256=sha256_of(path))
+    return RecordFile(name=path.name, sha256=sha256_of(path))
+
+
+def write_pair_scores(record: Path, scores: NDArray[np.float32]) -> RecordFile:
+    """Writes the score of every pair beside a record, equal bytes for equal scores; returns its name and hash."""
+    path, plain = record.with_name(record.stem + PAIR_SCORES_SUFFIX), BytesIO()
+    np.save(plain, scores, allow_pickle=False)
+    with replace_atomically(path) as file:
+        file.write(gzip.compress(plain.getvalue(), mtime=0))
+    return RecordFile(name=path.name, sha256=sha256_of(path))
+
+
+def read_pair_scores(path: Path) -> NDArray[np.float32]:
+    """Reads the (C, C) scores that lie beside a record.
+
+    Args:
+        path: the record's path.
+    """
+    with gzip.open(path.with_name(path.stem + PAIR_SCORES_SUFFIX)) as file:
+        return np.asarray(np.load(BytesIO(file.read()), allow_pickle=False), np.float32)
 
 
 def read_record(path: Path) -> Record:
@@ -79,7 +103,7 @@ def read_record(path: Path) -> Record:
         raise UserError(f"{path}: field {field}: {first['msg']}") from None
 
 
-def read_counts(path: Path, file: CountsFile) -> pd.DataFrame:
+def read_counts(path: Path, file: RecordFile) -> pd.DataFrame:
     """Reads the raw counts of a record.
 
     Args:

@@ -15,7 +15,7 @@ from redfree.channels import ChannelMap
 from redfree.data.schema import Sample
 from redfree.files import replace_atomically, write_text
 from redfree.models.base import Features
-from redfree.search.evaluate import Evaluator
+from redfree.search.evaluate import SegmentationEvaluator
 from redfree.tasks.segmentation import METRICS, image_iou
 
 _QUANTILES = (
@@ -106,7 +106,7 @@ def _example_images(gains: NDArray[np.float64]) -> list[tuple[int, str]]:
     return list(chosen.items())
 
 
-def _masks(evaluator: Evaluator, channel_map: ChannelMap, chosen: list[int]) -> list[NDArray[np.bool_]]:
+def _masks(evaluator: SegmentationEvaluator, channel_map: ChannelMap, chosen: list[int]) -> list[NDArray[np.bool_]]:
     maps = channel_map.apply(evaluator.features.maps[chosen])
     features = Features(maps, tuple(evaluator.features.frames[d] for d in chosen))
     logits = evaluator.model.decode(features, [evaluator.samples[d].prompt for d in chosen])

@@ -17,9 +17,36 @@ from redfree.tasks.segmentation import COUNT_NAMES, METRICS, image_iou
 
 Row = dict[str, Any]
 
-LABEL_ORDER = ("baseline", "swap", "swap-unguarded", "zero", "random-swap", "oracle")
-PER_IMAGE = ("iou", "image_gain")
+LABEL_ORDER = (
+    "baseline",
+    "swap",
+    "swap-unguarded",
+    "exhaustive",
+    "exhaustive-unguarded",
+    "greedy",
+    "shortlist",
+    "racing",
+    "zero",
+    "random-swap",
+    "oracle",
+)
+# Columns that hold more than one value, which the CSV leaves out.
+NESTED = ("iou", "image_gain", "top", "trace")
 _GAIN = ("gain", "gain_low", "gain_high", "verdict", "image_gain")
+_SEARCH = (
+    "pairs",
+    "zeroed",
+    "search_score",
+    "search_gain",
+    "search_passes",
+    "search_seconds",
+    "top",
+    "trace",
+    "guard_accepted",
+    "guard_gain",
+    "guard_gain_low",
+    "guard_gain_high",
+)
 _COST = ("candidates_scored", "decoder_passes", "scoring_seconds", "cache_bytes")
 
 
@@ -101,6 +128,7 @@ def _identity(record: Record) -> Row:
         "method": spec.method.name,
         "label": spec.method.label,
         "params": json.dumps(spec.method.params, sort_keys=True),
+        "strategy": spec.method.params.get("strategy") if spec.method.name == "swap" else None,
         "protocol": spec.protocol.model_dump_json(),
         "seed": spec.seed,
     }
@@ -118,15 +146,17 @@ def _scores(record: Record) -> Row:
 
 def _search(record: Record) -> Row:
     result = record.result
-    row: Row = dict.fromkeys(("pairs", "zeroed", "search_gain", "guard_accepted", "guard_gain"))
-    row["guard_gain_low"] = row["guard_gain_high"] = None
+    row: Row = dict.fromkeys(_SEARCH)
     if result is None:
         return row
     maps = [result.pairs] if result.draws is None else result.draws
     row["pairs"] = float(np.mean([len(pairs) for pairs in maps]))
     row["zeroed"] = len(result.zeroed)
     if result.search_score is not None and result.search_baseline_score is not None:
+        row["search_score"], row["top"], row["trace"] = result.search_score, result.top, result.trace
         row["search_gain"] = result.search_score - result.search_baseline_score
+        row["search_passes"] = sum(step.decoder_passes for step in result.trace)
+        row["search_seconds"] = sum(step.seconds for step in result.trace)
     if result.guard is not None:
         row["guard_accepted"], row["guard_gain"] = result.guard.accepted, result.guard.gain
         row["guard_gain_low"], row["guard_gain_high"] = result.guard.gain_ci95
@@ -141,6 +171,7 @@ def _cost(record: Record) -> Row:
         "trained_params": cost.trainable_params.total if cost else None,
         "seconds": sum(phase.seconds for phase in phases) if phases else None,
         "peak_rss_bytes": max((phase.peak_rss_bytes for phase in phases), default=None),
+        "guarded_seconds": sum(p.seconds for p in phases if p.name in ("search", "guard")) if phases else None,
     }
 
 

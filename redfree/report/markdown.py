@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from redfree.report.strategies import compare_strategies, compares_strategies
+
 LEGEND = """\
 - **method**: `baseline` is the unchanged model; `swap` is the searched swap, used only where the guard accepts it;
   `swap-unguarded` is always used (the paper's rule); `zero` sets searched channels to zero; `random-swap` averages
@@ -27,6 +29,14 @@ LEGEND = """\
 - **verdict**: `better` or `worse` where the seed's interval excludes 0, else `undecided`; `same` where no image
   changed. **record**: the run id, which names the record's file."""
 
+STRATEGY_LEGEND = """\
+Unguarded searches on the search images, mean over seeds. **search mIoU**: of the swap on the images that chose it.
+**vs exhaustive**, **test vs exhaustive**: the difference to the paper's exhaustive search of the same seeds, the latter
+paired on the test images. **true Top-N found**: how many of the exhaustive Top-N are among its own. **maps**: maps
+scored on all search images. **passes**: decoder passes of the search; a screen's forward and backward pass count as 3
+an image. **fewer passes**: how many times fewer than the exhaustive search. **seconds**: median scoring time, without
+the guard."""
+
 
 def render(title: str, frame: pd.DataFrame, board: pd.DataFrame) -> str:
     """The text of a leaderboard.
@@ -40,6 +50,8 @@ def render(title: str, frame: pd.DataFrame, board: pd.DataFrame) -> str:
     for (model, dataset), rows in board.groupby(["model", "dataset"], sort=False):
         of_pair = frame[(frame["model"] == model) & (frame["dataset"] == dataset)]
         parts += [f"## {dataset}, {model}", _sizes(of_pair), _table(rows, _score_cells), _table(rows, _cost_cells)]
+    if compares_strategies(frame):
+        parts += ["## Search strategies", _table(compare_strategies(frame), _strategy_cells), STRATEGY_LEGEND]
     parts += ["## Records", _table(frame, _record_cells), "## Columns", LEGEND]
     return "\n\n".join(parts) + "\n"
 
@@ -50,7 +62,7 @@ def _distinct(column: pd.Series[Any]) -> list[str]:
 
 def _origin(frame: pd.DataFrame) -> str:
     lines = [f"Data: {'; '.join(_distinct(frame['source']))}."]
-    nano = [name for name in _distinct(frame["model"]) if name.endswith("_nano")]
+    nano = [name for name in _distinct(frame["model"]) if "_nano" in name]
     if nano:
         lines.append(
             f"Model: {', '.join(nano)} (nano: the real architecture at a small size, trained on procedural images); "
@@ -128,6 +140,25 @@ def _cost_cells(row: pd.Series[Any]) -> dict[str, str]:
         "peak MiB": number(row["peak_memory_mib"], ",.0f"),
         "inserted": number(row["inserted_params"], ",d"),
         "trained": number(row["trained_params"], ",d"),
+    }
+
+
+def _strategy_cells(row: pd.Series[Any]) -> dict[str, str]:
+    return {
+        "model": row["model"],
+        "dataset": row["dataset"],
+        "method": row["label"],
+        "seeds": str(row["seeds"]),
+        "search mIoU %": percent(row["search_score"]),
+        "vs exhaustive": points(row["score_difference"]),
+        "test mIoU %": percent(row["test_score"]),
+        "test vs exhaustive [95% interval]": with_interval(row["test_difference"], row["test_low"], row["test_high"]),
+        "true Top-N found": number(row["top_overlap"], ".1f"),
+        "maps": number(row["candidates_scored"], ",.0f"),
+        "passes": number(row["search_passes"], ",.0f"),
+        "fewer passes": "" if row["passes_ratio"] is None else f"{row['passes_ratio']:.0f} x",
+        "seconds": number(row["search_seconds"], ",.1f"),
+        "peak MiB": number(row["peak_memory_mib"], ",.0f"),
     }
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from redfree.files import write_text
 from redfree.records.statistics import bootstrap_mean_ci95
-from redfree.report.frame import PER_IMAGE, Row, load_frame
+from redfree.report.frame import NESTED, Row, load_frame
 from redfree.report.markdown import percent, render, with_interval
 from redfree.tasks.segmentation import METRICS
 
@@ -109,7 +109,7 @@ def write_leaderboard(results: Path, suite: str, title: str, out: Path) -> list[
     frame = load_frame(results, suite)
     markdown, table = out / f"{suite}.md", out / f"{suite}.csv"
     write_text(markdown, render(title, frame, leaderboard(frame)))
-    write_text(table, frame.drop(columns=list(PER_IMAGE)).to_csv(index=False, lineterminator="\n"))
+    write_text(table, frame.drop(columns=list(NESTED)).to_csv(index=False, lineterminator="\n"))
     return [markdown, table]
 
 

@@ -1,4 +1,4 @@
-"""Scores many channel maps on cached features."""
+"""Exact scores of many channel maps on cached features of a segmentation model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,15 +17,15 @@ from torch import Tensor
 from redfree.channels import ChannelMap
 from redfree.data.schema import Sample
 from redfree.models.base import Features, Frame, Model
+from redfree.search.batching import in_batches
 from redfree.search.log import SearchLog
-from redfree.tasks.segmentation import Counts, count_pixels, iou_of_logits
+from redfree.search.scores import IndexMatrix, Ledger, Scores, Screen
+from redfree.tasks.loss import sharp_iou_loss
+from redfree.tasks.segmentation import Counts, count_pixels
+from redfree.tasks.upscaled_iou import UpscaledTarget
 
-IndexMatrix = NDArray[np.int16]
-
-
-def index_matrix(maps: Sequence[ChannelMap]) -> IndexMatrix:
-    """Stacks the index vectors of some maps: (maps, C), -1 for a zeroed channel."""
-    return np.array([m.index() for m in maps], dtype=np.int16)
+# A piece of work in the search log holds about so many passes: few files, and little to repeat after a kill.
+_UNIT_PASSES = 4096
 
 
 def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:
@@ -42,42 +43,7 @@ def _overlaps(source: int, target: int) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Scores of maps on images.
-
-    Attributes:
-        values: (maps, images) IoU in 0..1.
-        seconds: time that computing them took; also where they were read from the log.
-    """
-
-    values: NDArray[np.float64]
-    seconds: float
-
-
-class Ledger:
-    """Decoder passes and seconds of everything scored, where what several stages share counts once."""
-
-    def __init__(self) -> None:
-        """Starts at nothing."""
-        self._entries: dict[tuple[str, ...], tuple[int, float]] = {}
-
-    def enter(self, key: tuple[str, ...], passes: int, seconds: float) -> None:
-        """Notes one image and set of maps, unless it is known."""
-        self._entries.setdefault(key, (passes, seconds))
-
-    @property
-    def passes(self) -> int:
-        """Maps times images, without repetitions."""
-        return sum(passes for passes, _ in self._entries.values())
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of scoring them, also where they were read from the search log."""
-        return sum(seconds for _, seconds in self._entries.values())
-
-
-@dataclass(frozen=True)
-class Evaluator:
+class SegmentationEvaluator:
     """Exact scores of channel maps on some images, from features that were encoded once.
 
     Scores are IoU in the model's input frame: the logits upscaled to the size that the image takes in the model's input
@@ -88,7 +54,9 @@ class Evaluator:
         samples: the D images.
         features: their features.
         log: keeps every score on disk, so that nothing is scored twice and a killed search goes on.
-        batch: maps decoded at a time.
+        batch: maps decoded at a time, halved where memory runs out.
+        decoder: "shared" computes once what maps share, "generic" decodes each map on its own; "auto" takes the faster.
+        dtype: number format of the decoder that scores maps; screens and final counts are always float32.
         ledger: what this evaluator was asked for, each image and set of maps once.
     """
 
@@ -97,22 +65,27 @@ class Evaluator:
     features: Features
     log: SearchLog
     batch: int = 64
+    decoder: Literal["auto", "shared", "generic"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     ledger: Ledger = field(default_factory=Ledger)
 
     @cached_property
     def _context(self) -> str:
-        facts = (
-            self.model.checkpoint_sha256,
-            self.batch,
-            torch.get_num_threads(),
-            torch.__version__,
-            "input-frame IoU",
-        )
-        return repr(facts)
+        facts = (self.model.checkpoint_sha256, self.batch, self._shares, self.dtype, torch.get_num_threads())
+        return repr((*facts, torch.__version__, str(self.features.maps.device), "input-frame IoU"))
 
     @cached_property
     def _fingerprints(self) -> list[str]:
         return [sample.fingerprint() for sample in self.samples]
+
+    @property
+    def _shares(self) -> bool:
+        return self.decoder == "shared" or (self.decoder == "auto" and self.model.prefers_shared_decoding)
+
+    @property
+    def channels(self) -> int:
+        """Channels C of the features."""
+        return self.model.channels
 
     def __len__(self) -> int:
         """Number of images D."""
@@ -129,30 +102,60 @@ class Evaluator:
         Returns:
             Scores of shape (M, images), with the seconds that computing them took, now or in an earlier process.
         """
-        chosen = range(len(self)) if images is None else images
+        chosen = list(range(len(self)) if images is None else images)
         maps_key = hashlib.sha256(np.ascontiguousarray(maps).tobytes()).hexdigest()
-        units = []
-        for d in self.log.track(chosen, label):
-            key = (self._context, self._fingerprints[d], maps_key)
-            scores, seconds = self.log.unit(key, partial(self._score_image, maps, d))
-            self.ledger.enter(key, len(maps), seconds)
-            units.append((scores, seconds))
-        return Scores(np.stack([scores for scores, _ in units], 1), sum(seconds for _, seconds in units))
+        size = max(1, _UNIT_PASSES // max(1, len(maps)))
+        parts, spent = [], 0.0
+        for unit in self.log.track([chosen[k : k + size] for k in range(0, len(chosen), size)], label):
+            key = (self._context, *(self._fingerprints[d] for d in unit), maps_key)
+            scores, seconds = self.log.unit(key, partial(self._score_images, maps, unit))
+            self.ledger.enter(key, scores.size, seconds)
+            parts.append(scores)
+            spent += seconds
+        return Scores(np.concatenate(parts, 1), spent)
 
-    def _score_image(self, maps: IndexMatrix, d: int) -> tuple[NDArray[np.float64], float]:
+    def _score_images(self, maps: IndexMatrix, images: Sequence[int]) -> tuple[NDArray[np.float64], float]:
         start = time.perf_counter()
+        index = torch.from_numpy(maps.astype(np.int64)).to(self.features.maps.device)
+        return np.stack([self._score_image(index, d) for d in images], 1), time.perf_counter() - start
+
+    def _score_image(self, index: Tensor, d: int) -> NDArray[np.float64]:
         frame: Frame = self.features.frames[d]
         one = self.features.maps[d]
-        padded = torch.cat([one, torch.zeros_like(one[:1])])
         tokens = self.model.prompt_tokens(self.samples[d].prompt, frame)
-        target = resize_mask(self.samples[d].mask, frame.resized).to(one.device)
-        index = torch.from_numpy(maps.astype(np.int64)).to(one.device)
-        index = torch.where(index < 0, len(one), index)
-        scores = []
-        for chunk in torch.split(index, self.batch):
-            logits = self.model.decode_maps(padded[chunk], tokens)
-            scores.append(iou_of_logits(self.model.upscale(logits, frame, frame.resized), target))
-        return np.concatenate(scores), time.perf_counter() - start
+        low_size, scale = self.model.low_resolution(one)
+        target = UpscaledTarget.of(resize_mask(self.samples[d].mask, frame.resized).to(one.device), low_size, scale)
+        decode = self.model.swap_decoder(one, tokens) if self._shares else self.model.map_decoder(one, tokens)
+
+        def score(chunk: Tensor) -> NDArray[np.float64]:
+            with torch.autocast(one.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+                logits = decode(chunk)
+            return target.iou(logits.float())
+
+        return np.concatenate(in_batches(score, index, self.batch))
+
+    def screen(self, channel_map: ChannelMap, images: Sequence[int]) -> Screen:
+        """First-order gain of every pair on top of a map, one forward and one backward pass of the decoder an image.
+
+        Entry (i, j) is the mean over images of <-dL/dX'_i, X_j - X'_i>, with X the features, X' the mapped features and
+        L the sharp IoU loss (`sharp_iou_loss`) in the model's input frame.
+        """
+        key = (self._context, "screen", repr(channel_map), *(self._fingerprints[d] for d in images))
+        gains, seconds = self.log.unit(key, partial(self._screen_images, channel_map, images))
+        self.ledger.enter(key, passes := 3 * len(images), seconds)
+        return Screen(gains, passes, seconds)
+
+    def _screen_images(self, channel_map: ChannelMap, images: Sequence[int]) -> tuple[NDArray[np.float64], float]:
+        start, gains = time.perf_counter(), torch.zeros(self.channels, self.channels, dtype=torch.float64)
+        for d in images:
+            original, frame = self.features.maps[d], self.features.frames[d]
+            tokens = self.model.prompt_tokens(self.samples[d].prompt, frame)
+            target = resize_mask(self.samples[d].mask, frame.resized).to(original.device)
+            mapped = channel_map.apply(original, 0)
+            gradient = self.model.gradient(mapped, tokens, frame, partial(sharp_iou_loss, target=target))
+            slopes, before = gradient.flatten(1), mapped.flatten(1)
+            gains -= (slopes @ original.flatten(1).T - (slopes * before).sum(1, keepdim=True)).double().cpu()
+        return gains.numpy() / len(images), time.perf_counter() - start
 
     def count(self, channel_map: ChannelMap) -> Counts:
         """Raw counts of one map on every image at the image's own size: (D, 4) tp, fp, fn, tn."""

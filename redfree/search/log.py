@@ -1,4 +1,4 @@
-"""The search log: scores on disk, one file for each image and set of maps, found by what they were computed from."""
+"""The search log: scores and screens on disk, one file a piece of work, found by what they were computed from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -15,6 +16,7 @@ from redfree.files import replace_atomically
 from redfree.progress import track
 
 Unit = tuple[NDArray[np.float64], float]
+Work = TypeVar("Work")
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,11 @@ class SearchLog:
     folder: Path | None = None
 
     def unit(self, key: tuple[str, ...], compute: Callable[[], Unit]) -> Unit:
-        """Reads the scores of one image and set of maps, or computes and keeps them.
+        """Reads the result of one piece of work, or computes and keeps it.
 
         Args:
-            key: everything that determines the scores.
-            compute: gives the scores and the seconds they took.
+            key: everything that determines it.
+            compute: gives the result and the seconds it took.
         """
         if self.folder is None:
             return compute()
@@ -53,6 +55,6 @@ class SearchLog:
         path.with_suffix(".lock").unlink(missing_ok=True)
 
     @staticmethod
-    def track(images: Sequence[int], label: str) -> Iterator[int]:
-        """Yields the images behind a progress bar."""
-        return track(images, total=len(images), description=label)
+    def track(units: Sequence[Work], label: str) -> Iterator[Work]:
+        """Yields pieces of work behind a progress bar."""
+        return track(units, total=len(units), description=label)

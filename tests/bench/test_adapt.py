@@ -22,7 +22,7 @@ from redfree.records import statistics
 from redfree.records.invariants import violations
 from redfree.records.store import read_counts, read_record
 from redfree.report.adaptation import render_page, verdict, write_report
-from redfree.search.evaluate import Evaluator
+from redfree.search.evaluate import SegmentationEvaluator
 from redfree.tasks.segmentation import count_pixels
 
 IMAGES = [f"scene{index}" for index in range(6)]
@@ -260,17 +260,18 @@ def test_two_folders_of_different_prompt_rules_are_refused(run, flat):
         run(search=search, test=test)
 
 
-def test_a_killed_search_goes_on_to_the_same_record(run, flat, tmp_path, monkeypatch):
-    scored, real, limit = [], Evaluator._score_image, [10**9]
+@pytest.mark.parametrize("strategy", ["greedy", "exhaustive"])
+def test_a_killed_search_goes_on_to_the_same_record(run, flat, tmp_path, monkeypatch, strategy):
+    scored, real, limit = [], SegmentationEvaluator._score_images, [10**9]
 
-    def score_image(self, maps, d):
+    def score_images(self, maps, images):
         if len(scored) == limit[0]:
             raise KeyboardInterrupt
-        scored.append(d)
-        return real(self, maps, d)
+        scored.append(images)
+        return real(self, maps, images)
 
-    monkeypatch.setattr(Evaluator, "_score_image", score_image)
-    options = {"data": flat(), "guard": "one_standard_error"}
+    monkeypatch.setattr(SegmentationEvaluator, "_score_images", score_images)
+    options = {"data": flat(), "guard": "one_standard_error", "strategy": strategy}
     whole = run("whole", "one", **options)[1]
     total, limit[0] = len(scored), 5
     scored.clear()

@@ -16,6 +16,7 @@ from redfree.models.sam import SamModel
 from redfree.records import statistics
 from redfree.records.schema import MethodSpec, Protocol
 from redfree.records.store import counts_path, read_counts, read_record
+from redfree.search import evaluate
 from redfree.search.log import SearchLog
 from redfree.tasks.segmentation import count_pixels, image_iou
 
@@ -24,6 +25,10 @@ CELLS = {
     "baseline": ("baseline", {}),
     "swap": ("swap", {}),
     "swap-unguarded": ("swap", {"guard": "none"}),
+    "exhaustive": ("swap", {"strategy": "exhaustive"}),
+    "exhaustive-unguarded": ("swap", {"strategy": "exhaustive", "guard": "none"}),
+    "shortlist": ("swap", {"strategy": "shortlist"}),
+    "racing": ("swap", {"strategy": "racing"}),
     "oracle": ("swap", {"guard": "none", "select_on": "test"}),
     "zero": ("zero", {}),
     "random-swap": ("random-swap", {"pairs": 3, "draws": 2}),
@@ -105,34 +110,65 @@ def test_scores_are_those_of_the_counts_of_the_final_masks():
         assert 0 <= score.ci95[0] <= score.value <= score.ci95[1] <= 1
 
 
-def test_a_guarded_swap_records_how_it_was_chosen_and_what_it_cost():
-    result = measured("swap")
+def test_a_guarded_swap_records_how_it_was_chosen_and_what_it_cost(monkeypatch):
+    monkeypatch.setattr(evaluate, "_UNIT_PASSES", 256)
+    result = measured("exhaustive")
     record = result.record
     found, guard, cost = record.result, record.result.guard, record.cost
     assert [phase.name for phase in record.phases] == ["load", "encode", "search", "guard", "evaluate"]
-    assert [step.evaluations for step in found.trace] == [1, 240, 3]
+    assert [step.evaluations for step in found.trace] == [1, 240, 1]
     assert len(found.top) == 2
     assert found.pairs == (found.searched_pairs if guard.accepted else [])
     assert guard.accepted == (guard.gain > guard.standard_error)
-    assert cost.candidates_scored == 244
-    searches, held_out = (1 + 240 + 3) * 4 + 2 * 3 * 2, 2 * 4
+    assert cost.candidates_scored == 242
+    searches, held_out = (1 + 240 + 1) * 4 + 2 * (1 + 1) * 2, 2 * 4
     assert cost.decoder_passes == searches + held_out, "candidates are scored once for the search and the guard"
+    assert cost.decode_batch == 64
     assert (cost.trainable_params.inserted, cost.trainable_params.total) == (0, 0)
     assert cost.cache_bytes == (3 + 4) * 16 * 4 * 4 * 4
     assert record.spec.dataset.split_sizes == {"test": 3, "choosing": 4}
     assert record.env["threads"] == PROTOCOL.threads
 
 
-@pytest.mark.parametrize("label", ["swap", "swap-unguarded", "oracle", "zero"])
-def test_the_passes_recorded_are_those_done_from_an_empty_log_and_stay_with_a_full_one(tmp_path, monkeypatch, label):
-    done, decode = [], SamModel.decode_maps
-    monkeypatch.setattr(SamModel, "decode_maps", lambda self, maps, t: done.append(len(maps)) or decode(self, maps, t))
-    fresh = measured(label, log=tmp_path).record.cost
-    assert fresh.decoder_passes == sum(done) - PROTOCOL.n_test > 0
-    done.clear()
-    again = measured(label, log=tmp_path).record.cost
-    assert sum(done) == PROTOCOL.n_test
-    assert again == fresh
+@pytest.fixture
+def passes(monkeypatch):
+    """Decoder passes of maps and of screens as they are done; the forward and backward pass of a screen counts as 3."""
+    done, decode, gradient = {"maps": 0, "screens": 0}, SamModel.decode_maps, SamModel.gradient
+
+    def decode_maps(self, maps, tokens):
+        done["maps"] += len(maps)
+        return decode(self, maps, tokens)
+
+    def screen(self, *given):
+        done["screens"] += 3
+        return gradient(self, *given)
+
+    monkeypatch.setattr(SamModel, "decode_maps", decode_maps)
+    monkeypatch.setattr(SamModel, "gradient", screen)
+    return done
+
+
+SEARCHED = [label for label in CELLS if request(label).selects_on]
+
+
+@pytest.mark.parametrize("label", SEARCHED)
+def test_the_passes_recorded_are_those_done_from_an_empty_log_and_stay_with_a_full_one(tmp_path, passes, label):
+    fresh = measured(label, log=tmp_path).record
+    screens = passes["screens"]
+    assert fresh.cost.decoder_passes == passes["maps"] + screens - PROTOCOL.n_test > 0
+    assert (screens > 0) == (fresh.spec.method.params.get("strategy") in ("greedy", "shortlist"))
+    passes.update(maps=0, screens=0)
+    again = measured(label, log=tmp_path).record
+    assert passes == {"maps": PROTOCOL.n_test, "screens": screens}, "only screens are not kept in the log"
+    assert without_screen_seconds(again) == without_screen_seconds(fresh)
+    assert screens or again.cost == fresh.cost
+
+
+def without_screen_seconds(record):
+    """Cost and trace of a record without the seconds of screens, which every run takes anew."""
+    cost = record.cost.model_dump(exclude={"scoring_seconds"})
+    trace = [step.model_dump(exclude={"seconds"} if step.stage == "screen" else None) for step in record.result.trace]
+    return cost, trace
 
 
 def test_the_guard_decides_what_is_evaluated(monkeypatch):
@@ -150,11 +186,15 @@ def test_the_guard_decides_what_is_evaluated(monkeypatch):
     assert verdicts[False].pairs == []
 
 
-def test_a_search_is_shared_between_cells_with_its_price(tmp_path):
-    guarded, free = measured("swap", log=tmp_path), measured("swap-unguarded", log=tmp_path)
-    assert free.record.result.searched_pairs == guarded.record.result.searched_pairs
-    assert free.record.result.trace == guarded.record.result.trace
-    assert free.record.cost.scoring_seconds > 0
+@pytest.mark.parametrize("strategy", ["greedy", "shortlist", "racing", "exhaustive"])
+def test_a_search_is_shared_between_cells_with_its_price(tmp_path, strategy):
+    guarded, free = (measured(label, log=tmp_path, strategy=strategy).record for label in ("swap", "swap-unguarded"))
+    assert free.result.searched_pairs == guarded.result.searched_pairs
+    assert without_screen_seconds(free)[1] == without_screen_seconds(guarded)[1]
+    assert min(step.seconds for step in free.result.trace) > 0
+    if strategy in ("racing", "exhaustive"):
+        assert free.result.trace == guarded.result.trace
+    assert free.cost.scoring_seconds == pytest.approx(sum(step.seconds for step in free.result.trace))
 
 
 def test_random_draws_are_distinct_seeded_and_all_evaluated():
@@ -167,7 +207,9 @@ def test_random_draws_are_distinct_seeded_and_all_evaluated():
 
 
 def test_the_baseline_changes_nothing():
-    result = measured("baseline").record.result
+    record = measured("baseline").record
+    result = record.result
+    assert record.cost.decode_batch is None
     assert (result.pairs, result.zeroed, result.guard, result.trace) == ([], [], None, [])
 
 
@@ -227,7 +269,10 @@ def test_every_part_of_a_request_is_part_of_its_identity():
         base.model_copy(update={"dataset": "procedural/medical"}),
         *(
             base.model_copy(update={"protocol": PROTOCOL.model_copy(update={field: value})})
-            for field, value in {"n_search": 5, "n_test": 4, "n_pairs": 3, "folds": 3, "batch": 32}.items()
+            for field, value in {
+                **{"n_search": 5, "n_test": 4, "n_pairs": 3, "folds": 3, "batch": 32},
+                **{"decoder": "shared", "search_dtype": "bfloat16"},
+            }.items()
         ),
     ]
     ids = {identify(r).run_id() for r in (base, *others)}
@@ -254,6 +299,10 @@ def test_titles_name_the_cell():
         "baseline": None,
         "swap": "search",
         "swap-unguarded": "search",
+        "exhaustive": "search",
+        "exhaustive-unguarded": "search",
+        "shortlist": "search",
+        "racing": "search",
         "oracle": "test",
         "zero": "search",
         "random-swap": None,

@@ -5,6 +5,8 @@ import pytest
 
 from redfree.bench.suite import find_suite, load_suite, plan
 from redfree.errors import UserError
+from redfree.records.schema import Protocol
+from redfree.search.guard import RULES
 
 ROOT = Path(__file__).parents[2]
 SUITE = """
@@ -62,7 +64,15 @@ def test_the_plan_is_the_product_with_methods_next_to_each_other(suite):
 def test_params_are_complete_in_the_plan(suite):
     baseline, swap = (cell.method for cell in plan(suite)[:2])
     assert (baseline.name, baseline.params) == ("baseline", {})
-    assert (swap.name, swap.label, swap.params) == ("swap", "free", {"guard": "none", "select_on": "search"})
+    complete = {"strategy": "greedy", "options": {}, "guard": "none", "select_on": "search"}
+    assert (swap.name, swap.label, swap.params) == ("swap", "free", complete)
+
+
+def test_the_deactivation_control_has_no_strategy(write):
+    suite = load_suite(write(SUITE.replace("name: swap", "name: zero")))
+    assert plan(suite)[1].method.params == {"guard": "none", "select_on": "search"}
+    text = SUITE.replace("name: swap", "name: zero").replace("guard: none", "strategy: greedy")
+    assert "method free: params: unknown field 'strategy'" in refusal(write(text))
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4, 6])
@@ -100,7 +110,22 @@ def test_the_shipped_suites():
     assert find_suite("smoke") == find_suite("benchmarks/smoke.yaml")
     assert smoke.methods == seg.methods, "smoke inherits the methods of its _base_"
     assert (smoke.suite, smoke.seeds, smoke.protocol.n_search) == ("smoke", [0], 4)
-    assert smoke.protocol.batch == seg.protocol.batch, "a nested field that smoke does not name is inherited"
+    assert smoke.protocol.threads == seg.protocol.threads == 1, "a nested field that smoke does not name is inherited"
+    assert seg.protocol.threads != Protocol.model_fields["threads"].default
+
+
+def test_the_exhaustive_rows_join_those_of_seg():
+    seg, exhaustive = load_suite("seg"), load_suite("seg-exhaustive")
+    assert exhaustive.model_dump(exclude={"methods"}) == seg.model_dump(exclude={"methods"})
+    cells = [*plan(seg), *plan(exhaustive)]
+    assert len({cell.title for cell in cells}) == len(cells), "no cell is measured twice"
+    assert {cell.method.params["strategy"] for cell in plan(exhaustive)} == {"exhaustive"}
+    assert {cell.method.params["strategy"] for cell in plan(seg) if cell.method.name == "swap"} == {"greedy"}
+
+
+def test_the_guard_suite_has_every_rule():
+    rules = [cell.method.params.get("guard") for cell in plan(load_suite("guard"))]
+    assert {rule: rules.count(rule) for rule in rules} == dict.fromkeys((None, "none", *RULES), 30)
 
 
 def test_a_base_file_is_read_from_beside_the_suite(write):
@@ -120,6 +145,15 @@ def test_a_base_file_is_read_from_beside_the_suite(write):
         ("n_search", "n_serch", "unknown field 'protocol.n_serch'; did you mean 'protocol.n_search'?"),
         ("guard:", "gard:", "method free: params: unknown field 'gard'; did you mean 'guard'?"),
         ("guard: none", "guard: nine", "method free: params: field guard: Input should be"),
+        ("guard: none", "strategy: greedi", "method free: params: field strategy: Input should be"),
+        (
+            "guard: none",
+            "options: {keep: 3}",
+            "greedy has no option 'keep'; it has: budget, patience, scored, together",
+        ),
+        ("guard: none", "options: {scored: -1}", "option scored is -1; give 1 or more"),
+        ("guard: none", "options: {scored: many}", "method free: params: field options.scored: Input should be"),
+        ("guard: none", "strategy: exhaustive, options: {scored: 3}", "has no option 'scored'; it has: none"),
         ("n_search: 3", "n_search: 0", "field protocol.n_search: Input should be greater"),
         ("n_search: 3", "n_search: many", "field protocol.n_search: Input should be a valid integer"),
         ("seeds: [4, 5, 6]", "seeds: []", "field seeds: List should have at least 1 item"),

@@ -1,18 +1,22 @@
 import json
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 from record_samples import counts_frame, make_counts, make_failed, make_record, save
 
 from redfree.errors import UserError
+from redfree.files import sha256_of
 from redfree.records.schema import SCHEMA_VERSION, Score
 from redfree.records.store import (
     counts_path,
     find_records,
     read_counts,
+    read_pair_scores,
     read_record,
     record_path,
     require_writable,
+    write_pair_scores,
     write_record,
 )
 
@@ -164,3 +168,11 @@ def test_a_dataset_name_with_a_slash_is_one_folder(tmp_path):
     path = record_path(tmp_path, make_record().spec)
     assert path.parent.parent.name == "procedural-medical"
     assert counts_path(path) == path.with_name(f"{make_record().run_id}.counts.csv")
+
+
+def test_pair_scores_come_back_and_equal_scores_give_equal_bytes(tmp_path):
+    scores = np.random.default_rng(0).random((5, 5)).astype(np.float32)
+    record, twin = tmp_path / "a.json", tmp_path / "b.json"
+    file, other = write_pair_scores(record, scores), write_pair_scores(twin, scores)
+    assert file.sha256 == other.sha256 == sha256_of(record.with_name(file.name))
+    assert (read_pair_scores(record) == scores).all()

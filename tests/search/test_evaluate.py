@@ -8,7 +8,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from tinyworld import Stock, make_evaluator, make_model, make_sample, plain_iou
 
 from redfree.channels import ChannelMap
-from redfree.search.evaluate import index_matrix, resize_mask
+from redfree.search import evaluate
+from redfree.search.evaluate import resize_mask
+from redfree.search.scores import index_matrix
 from redfree.tasks.segmentation import image_iou
 
 SIZES = [(64, 64), (64, 48), (20, 80), (130, 97), (30, 30)]
@@ -39,9 +41,11 @@ def brute_force(sam, samples, maps):
     return values
 
 
+@pytest.mark.parametrize("decoder", ["generic", "shared"])
 @pytest.mark.parametrize("batch", [1, 4, 64])
-def test_scores_equal_brute_force_on_the_official_predictor(tiny_sam, samples, batch):
-    scores = make_evaluator(make_model(tiny_sam), samples, batch=batch).score(index_matrix(MAPS))
+def test_scores_equal_brute_force_on_the_official_predictor(tiny_sam, samples, batch, decoder):
+    evaluator = make_evaluator(make_model(tiny_sam), samples, batch=batch, decoder=decoder)
+    scores = evaluator.score(index_matrix(MAPS))
     expected = brute_force(tiny_sam, samples, MAPS)
     np.testing.assert_allclose(scores.values, expected, atol=1e-12)
     assert scores.seconds > 0
@@ -59,6 +63,24 @@ def test_chosen_images_come_in_the_order_asked(tiny_sam, samples):
     evaluator = make_evaluator(make_model(tiny_sam), samples)
     everything = evaluator.score(index_matrix(MAPS[:4])).values
     np.testing.assert_array_equal(evaluator.score(index_matrix(MAPS[:4]), [3, 0]).values, everything[:, [3, 0]])
+
+
+@pytest.mark.parametrize("unit_passes", [1, 2 * len(MAPS), 3 * len(MAPS) - 1])
+def test_scores_do_not_depend_on_how_images_form_units(tiny_sam, samples, tmp_path, monkeypatch, unit_passes):
+    expected = make_evaluator(make_model(tiny_sam), samples).score(index_matrix(MAPS)).values
+    monkeypatch.setattr(evaluate, "_UNIT_PASSES", unit_passes)
+    for _ in ("computed", "read from the log"):
+        evaluator = make_evaluator(make_model(tiny_sam), samples, tmp_path)
+        np.testing.assert_array_equal(evaluator.score(index_matrix(MAPS)).values, expected)
+        assert evaluator.ledger.passes == len(MAPS) * len(samples)
+    assert len(list(tmp_path.rglob("*.npz"))) == (5 if unit_passes == 1 else 3)
+
+
+def test_a_unit_of_several_images_is_counted_once(tiny_sam, samples):
+    evaluator = make_evaluator(make_model(tiny_sam), samples)
+    first = evaluator.score(index_matrix(MAPS[:3]), [0, 1])
+    evaluator.score(index_matrix(MAPS[:3]), [0, 1])
+    assert (evaluator.ledger.passes, evaluator.ledger.seconds) == (6, first.seconds)
 
 
 def test_counts_equal_the_official_masks_at_the_size_of_the_image(tiny_sam, samples):
@@ -89,7 +111,8 @@ def test_resizing_to_the_same_size_changes_nothing():
     assert np.array_equal(resize_mask(mask, (7, 11)).numpy(), mask)
 
 
-def test_the_ledger_counts_each_image_and_set_of_maps_once(tiny_sam, samples, tmp_path):
+def test_the_ledger_counts_each_image_and_set_of_maps_once(tiny_sam, samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "_UNIT_PASSES", 1)
     evaluator = make_evaluator(make_model(tiny_sam), samples, tmp_path)
     first = evaluator.score(index_matrix(MAPS[:3]), [0, 1])
     assert (evaluator.ledger.passes, evaluator.ledger.seconds) == (6, pytest.approx(first.seconds))

@@ -3,7 +3,8 @@ import pytest
 from tinyworld import RiggedEvaluator, make_evaluator, make_model, make_sample
 
 from redfree.channels import ChannelMap
-from redfree.search.exhaustive import ExhaustiveSearch, SearchResult, TraceStep
+from redfree.search.base import SearchResult, TraceStep
+from redfree.search.exhaustive import ExhaustiveSearch
 from redfree.search.guard import cross_validate, fold_images
 
 IMAGES = 20
@@ -18,7 +19,7 @@ class SpySearch:
     def __call__(self, evaluator, images):
         self.given.append(list(images))
         trace = (TraceStep("candidates", 7, 7 * len(images), 1.5, 0.5),)
-        chosen = ChannelMap.zero(evaluator.model.channels, images)
+        chosen = ChannelMap.zero(evaluator.channels, images)
         return SearchResult(chosen, (), 0.5, 0.5, 0.5, trace)
 
 
@@ -88,6 +89,21 @@ def test_the_verdict_is_the_one_standard_error_rule(scale):
     half = 1.96 * error
     assert verdict.gain_ci95 == pytest.approx((gains.mean() - half, gains.mean() + half), abs=0.2 * half)
     assert (verdict.rule, verdict.folds) == ("one_standard_error", 5)
+
+
+@pytest.mark.parametrize("rule", ["k_fold", "one_standard_error", "split_half"])
+@pytest.mark.parametrize("over", ["error", "zero", "nothing", "interval"])
+def test_rules_differ_in_how_far_above_zero_the_gain_must_be(rule, over):
+    noise = np.random.default_rng(3).normal(0, 0.05, IMAGES)
+    noise -= noise.mean()
+    error = noise.std(ddof=1) / np.sqrt(IMAGES)
+    mean = {"nothing": -0.1, "zero": 0.5, "error": 1.2, "interval": 3}[over] * error
+    verdict = cross_validate(
+        SpySearch(), RiggedEvaluator(IMAGES, IMAGES, lambda i, d: (noise[d] + mean) * (-1 in i)), 5, 0, rule
+    )
+    accepting = {"nothing": [], "zero": ["k_fold"], "error": ["k_fold", "one_standard_error"], "interval": [rule]}
+    assert verdict.accepted == (rule in accepting[over])
+    assert (verdict.rule, verdict.folds) == (rule, 2 if rule == "split_half" else 5)
 
 
 def test_the_rule_can_go_either_way():

@@ -9,9 +9,10 @@ import torch
 from tinyworld import make_evaluator, make_model, make_sample
 
 from redfree.channels import ChannelMap
-from redfree.search.evaluate import index_matrix
+from redfree.search import evaluate
 from redfree.search.exhaustive import ExhaustiveSearch
 from redfree.search.log import SearchLog
+from redfree.search.scores import index_matrix
 
 
 class Killed(BaseException):
@@ -27,11 +28,20 @@ class CountingModel:
     def __getattr__(self, name):
         return getattr(self._model, name)
 
-    def decode_maps(self, maps, tokens):
-        if self.decoded + len(maps) > self.allowance:
-            raise Killed
-        self.decoded += len(maps)
-        return self._model.decode_maps(maps, tokens)
+    def map_decoder(self, features, tokens):
+        return self._counted(self._model.map_decoder(features, tokens))
+
+    def swap_decoder(self, features, tokens):
+        return self._counted(self._model.swap_decoder(features, tokens))
+
+    def _counted(self, decode):
+        def counted(index):
+            if self.decoded + len(index) > self.allowance:
+                raise Killed
+            self.decoded += len(index)
+            return decode(index)
+
+        return counted
 
 
 @pytest.fixture
@@ -40,14 +50,28 @@ def samples():
 
 
 SEARCH = ExhaustiveSearch(3)
-TOTAL = 3 * (1 + 16 * 15 + 7)
+IDENTITY, CANDIDATES, SUBSETS = 3, 3 * 16 * 15, 3 * (2**3 - 1 - 3)
+TOTAL = IDENTITY + CANDIDATES + SUBSETS
 
 
-# The allowance ends within: the identity, the first image's candidates, the second's, the third's, the subsets.
+# The allowance ends within: the identity, the first image's candidates, the second's, the subsets.
 @pytest.mark.parametrize(
-    ("allowance", "kept"), [(2, 2), (100, 3), (3 + 240 + 100, 3 + 240), (3 + 3 * 240 + 7, 3 + 3 * 240 + 7)]
+    "case",
+    [
+        (1, 2, 2),
+        (1, 100, IDENTITY),
+        (1, IDENTITY + 240 + 100, IDENTITY + 240),
+        (1, IDENTITY + CANDIDATES + 7, IDENTITY + CANDIDATES + 4),
+        (4096, 2, 0),
+        (4096, 100, IDENTITY),
+        (4096, IDENTITY + 240 + 100, IDENTITY),
+        (4096, IDENTITY + CANDIDATES + 7, IDENTITY + CANDIDATES),
+        (2 * 240, IDENTITY + 2 * 240 + 100, IDENTITY + 2 * 240),
+    ],
 )
-def test_an_interrupted_search_goes_on_where_it_was(tiny_sam, samples, tmp_path, allowance, kept):
+def test_an_interrupted_search_goes_on_where_it_was(tiny_sam, samples, tmp_path, monkeypatch, case):
+    unit_passes, allowance, kept = case
+    monkeypatch.setattr(evaluate, "_UNIT_PASSES", unit_passes)
     model = make_model(tiny_sam)
     expected = SEARCH(make_evaluator(model, samples), range(3))
     first, second, third = (CountingModel(model, allowance), CountingModel(model), CountingModel(model))
@@ -64,18 +88,20 @@ def test_an_interrupted_search_goes_on_where_it_was(tiny_sam, samples, tmp_path,
     assert min(step.seconds for step in again.trace) > 0
 
 
-def test_a_search_without_some_images_shares_what_the_whole_search_scored(tiny_sam, samples, tmp_path):
+def test_a_search_without_some_images_shares_the_candidates_that_fill_a_unit(tiny_sam, samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "_UNIT_PASSES", 256)
     model = CountingModel(make_model(tiny_sam))
     evaluator = make_evaluator(model, samples, tmp_path)
     SEARCH(evaluator, range(3))
     before = model.decoded
+    assert before == TOTAL
     SEARCH(evaluator, [0, 2])
-    assert model.decoded - before <= 2 * 7, "only subsets may be new"
+    assert model.decoded - before <= 2 * (1 + 4), "only the identity and subsets may be new"
 
 
-def decoded_anew(folder, model, sample, batch=64, maps=((3, 4),)):
+def decoded_anew(folder, model, sample, batch=64, maps=((3, 4),), **options):
     counting = CountingModel(model)
-    evaluator = make_evaluator(counting, [sample], folder, batch)
+    evaluator = make_evaluator(counting, [sample], folder, batch, **options)
     evaluator.score(index_matrix([ChannelMap(16, maps)]))
     return counting.decoded
 
@@ -88,6 +114,8 @@ def test_different_questions_never_share(tiny_sam, samples, tmp_path):
     assert decoded_anew(tmp_path, model, samples[1]) == 1
     assert decoded_anew(tmp_path, model, make_sample(0, labels=(1, 0))) == 1
     assert decoded_anew(tmp_path, model, sample, batch=32) == 1
+    assert decoded_anew(tmp_path, model, sample, decoder="shared") == 1
+    assert decoded_anew(tmp_path, model, sample, dtype="bfloat16") == 1
     assert decoded_anew(tmp_path, model, sample, maps=((3, 5),)) == 1
     torch.set_num_threads(2)
     try:
@@ -141,6 +169,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from redfree.search.log import SearchLog
+from redfree.search.scores import index_matrix
 
 def compute():
     with open(sys.argv[2], "a") as file:
