@@ -13,11 +13,20 @@ RESULTS = Path(__file__).parents[1] / "results"
 CARDS = sorted(WEIGHTS.glob("*.md"))
 
 
-def baseline_score(dataset):
-    """Test mIoU of the shipped model in the committed default suite, and the hash of the weights it belongs to."""
-    folder = RESULTS / "seg" / "sam_nano" / f"procedural-{dataset}" / "baseline"
+# Where the baseline of each shipped model is recorded.
+SUITES = {"sam_nano": "seg", "sam_nano256": "search"}
+DOMAINS = ("natural", "medical", "camouflaged")
+
+
+def baseline_score(model, dataset):
+    """Test mIoU of a shipped model in the committed records, and the hash of the weights it belongs to."""
+    folder = RESULTS / SUITES[model] / model / f"procedural-{dataset}" / "baseline"
     record = read_record(min(folder.glob("*.json")))
     return record.scores[0].value, record.spec.model.checkpoint_sha256
+
+
+def test_every_shipped_model_has_a_card_and_records():
+    assert sorted(SUITES) == [card.stem for card in CARDS] == sorted(w.stem for w in WEIGHTS.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda p: p.stem)
@@ -25,13 +34,15 @@ def test_card_names_the_hash_of_the_file(card):
     assert sha256_of(card.with_suffix(".safetensors")) in card.read_text()
 
 
-@pytest.mark.parametrize("dataset", ["natural", "medical", "camouflaged"])
-def test_card_states_the_recorded_scores(dataset):
-    value, sha256 = baseline_score(dataset)
-    card = (WEIGHTS / "sam_nano.md").read_text()
+@pytest.mark.parametrize("model", SUITES)
+@pytest.mark.parametrize("dataset", DOMAINS)
+def test_card_states_the_recorded_scores(model, dataset):
+    value, sha256 = baseline_score(model, dataset)
+    card = (WEIGHTS / f"{model}.md").read_text()
     assert re.search(rf"\| {dataset}.*\| {100 * value:.2f} \|", card)
-    assert sha256 == sha256_of(WEIGHTS / "sam_nano.safetensors")
+    assert sha256 == sha256_of(WEIGHTS / f"{model}.safetensors")
 
 
-def test_the_natural_domain_is_learnt():
-    assert baseline_score("natural")[0] >= 0.78
+@pytest.mark.parametrize("model", SUITES)
+def test_the_natural_domain_is_learnt(model):
+    assert baseline_score(model, "natural")[0] >= 0.78

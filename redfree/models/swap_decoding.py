@@ -270,7 +270,11 @@ class SharedWeights:
 
 
 class SwapDecoder:
-    """Single-mask logits of many swaps of one image, equal to the official decoder's to 1e-5."""
+    """Single-mask logits of many swaps of one image, equal to the official decoder's to 1e-5 of the largest logit.
+
+    In float32 this holds for features without an extreme channel: where one channel is 64 times as large as the others
+    the error was 1e-4 of the largest logit. In float64 it is below 1e-10.
+    """
 
     def __init__(self, weights: SharedWeights, features: Tensor, sparse: Tensor) -> None:
         """Prepares one image.
@@ -312,7 +316,7 @@ class SwapDecoder:
         offset = upscaling.offset.expand(1, 1, -1)
         coarse = torch.baddbmm(offset, keys.factors.transpose(1, 2), keys.rows(upscaling.matrices))
         assert keys.scale is not None
-        coarse.addcmul_(self.image.of(upscaling, lambda t: t @ upscaling.matrices[0]), keys.scale.transpose(1, 2))
+        coarse.addcmul_(self.image.of("upscaling", lambda t: t @ upscaling.matrices[0]), keys.scale.transpose(1, 2))
         coarse = F.layer_norm(coarse.reshape(batch, -1, inner), (inner,), norm.weight, norm.bias, norm.eps)
         weight, bias = second.weight.permute(2, 3, 1, 0).flatten(0, 2), second.bias.repeat(4)
         # In place: allocating a fresh megabyte takes as long as the activation itself.

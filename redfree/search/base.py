@@ -40,7 +40,7 @@ class TraceStep:
 
     Attributes:
         stage: what the search did, such as candidates or subsets.
-        evaluations: maps scored, each once a search.
+        evaluations: maps scored, on all images each once a search; a race scores some of them in several rounds.
         decoder_passes: maps times images; a forward and backward pass of a screen counts as 3.
         seconds: time that it took.
         best_score: mean score of the best of the maps, or of the map that was screened.

@@ -24,7 +24,7 @@ def default_batch(features: Tensor) -> int:
     choose equally.
 
     Args:
-        features: (..., C, H, W) on the device that decodes.
+        features: (D, C, H, W) on the device that decodes.
     """
     bytes_of_map = _COPIES * features[0].numel() * features.element_size()
     if features.device.type == "cuda":
@@ -45,7 +45,7 @@ def in_batches(compute: Callable[[Tensor], Part], items: Tensor, batch: int) -> 
     Raises:
         RuntimeError: memory runs out for a single item.
     """
-    parts, start = list[Part](), 0
+    parts, start, batch = list[Part](), 0, max(1, min(batch, len(items)))
     while start < len(items):
         try:
             parts.append(compute(items[start : start + batch]))

@@ -53,11 +53,11 @@ class SegmentationEvaluator:
         model: the frozen model.
         samples: the D images.
         features: their features.
-        log: keeps every score on disk, so that nothing is scored twice and a killed search goes on.
+        log: keeps every score on disk, so that equal questions are answered once and a killed search goes on.
         batch: maps decoded at a time, halved where memory runs out.
         decoder: "shared" computes once what maps share, "generic" decodes each map on its own; "auto" takes the faster.
         dtype: number format of the decoder that scores maps; screens and final counts are always float32.
-        ledger: what this evaluator was asked for, each image and set of maps once.
+        ledger: what this evaluator was asked for, each set of images and maps once.
     """
 
     model: Model
@@ -138,7 +138,7 @@ class SegmentationEvaluator:
         """First-order gain of every pair on top of a map, one forward and one backward pass of the decoder an image.
 
         Entry (i, j) is the mean over images of <-dL/dX'_i, X_j - X'_i>, with X the features, X' the mapped features and
-        L the sharp IoU loss (`sharp_iou_loss`) in the model's input frame.
+        L the sharp IoU loss (`sharp_iou_loss`, whose width counts as a constant) in the model's input frame.
         """
         key = (self._context, "screen", repr(channel_map), *(self._fingerprints[d] for d in images))
         gains, seconds = self.log.unit(key, partial(self._screen_images, channel_map, images))

@@ -173,6 +173,17 @@ def test_a_batch_gives_each_map_what_it_gets_alone(count):
     assert_equal(together, alone)
 
 
+def test_images_and_prompts_of_one_model_do_not_mix():
+    sam = random_sam(64)
+    model, index = SamModel("x", sam, ""), mixed_maps(64)
+    frame = model._frame(np.zeros((64, 64, 3), np.uint8))
+    cases = [(random_features(sam, seed), prompt) for seed in range(2) for prompt in (ONE_POINT, THREE_POINTS)]
+    decoders = [model.swap_decoder(features, model.prompt_tokens(prompt, frame)) for features, prompt in cases]
+    for maps in (index[:3], index[3:]):
+        for (features, prompt), decode in zip(cases, decoders, strict=True):
+            assert_equal(decode(torch.tensor(maps)), official(sam, features, prompt, maps))
+
+
 def test_the_decoder_of_sam_vit_b():
     sam = shaken(256, 0.02, image_size=1024, mlp=2048)
     features = random_features(sam)
