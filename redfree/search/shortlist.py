@@ -28,17 +28,17 @@ class ShortlistSearch:
     Attributes:
         n_pairs: N, how many candidates subsets are made of.
         semantics: how a subset becomes a map: simultaneous or sequential.
-        scored: K, how many pairs are scored exactly; None takes 2 C.
+        scored: K, how many pairs are scored exactly.
     """
 
     n_pairs: int = 10
     semantics: str = "simultaneous"
-    scored: int | None = None
+    scored: int = 256
 
     def __call__(self, evaluator: Evaluator, images: Sequence[int]) -> SearchResult:
         """Runs the search on some of the evaluator's images; returns the identity where nothing scores more."""
         channels, exploration = evaluator.channels, Exploration(evaluator, images)
-        pairs = best_pairs(exploration.screen(exploration.identity), self.scored or 2 * channels)
+        pairs = best_pairs(exploration.screen(exploration.identity), self.scored)
         singles = exploration.score([ChannelMap(channels, (pair,)) for pair in pairs], "candidates")
         top = top_candidates(pairs, singles, self.n_pairs)
         return exploration.result(climb(exploration, top, self.semantics), top)

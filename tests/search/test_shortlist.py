@@ -50,9 +50,9 @@ def test_exactly_the_best_of_the_screen_are_scored(scored):
     assert set(found.top) <= set(ranked[:scored])
 
 
-def test_twice_the_channels_are_scored_by_default():
-    found = checked(ShortlistSearch(3), Spy(8, 9, planted(8, {(0, 5): 0.04})), IMAGES)
-    assert [(s.stage, s.evaluations) for s in found.trace][:3] == [("identity", 1), ("screen", 0), ("candidates", 16)]
+def test_256_are_scored_by_default():
+    found = checked(ShortlistSearch(3), Spy(17, 9, planted(17, {(0, 5): 0.04})), IMAGES)
+    assert [(s.stage, s.evaluations) for s in found.trace][:3] == [("identity", 1), ("screen", 0), ("candidates", 256)]
 
 
 def test_one_screen_of_the_unchanged_model_is_enough():
