@@ -74,8 +74,8 @@ class Model(Protocol):
         """(h, w) of the logits of features (..., H, W), and the factor from there to the model's input."""
         ...
 
-    def gradient(self, features: Tensor, tokens: Tensor, frame: Frame, loss: Callable[[Tensor], Tensor]) -> Tensor:
-        """Gradient (C, H, W) of a loss of the logits, at the frame's `resized` size, by the features (C, H, W)."""
+    def gradient(self, features: Tensor, tokens: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """Gradient by features (B, C, H, W) with tokens (B, N, C) of a loss of the low-resolution logits (B, h, w)."""
         ...
 
     def decode_maps(self, maps: Tensor, tokens: Tensor) -> Tensor:
@@ -83,7 +83,10 @@ class Model(Protocol):
         ...
 
     def upscale(self, logits: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
-        """Logits (B, h, w) of one frame brought to (B, *size), size being the frame's `original` or `resized`."""
+        """Logits (B, h, w) of one frame brought to (B, *size), size being the frame's `original` or `resized`.
+
+        It is differentiable.
+        """
         ...
 
     def decode(self, features: Features, prompts: Sequence[Prompt]) -> list[Tensor]:

@@ -103,20 +103,15 @@ class SamModel:
         height, width = (4 * int(side) for side in features.shape[-2:])
         return (height, width), self._resize.target_length // height
 
-    def gradient(self, features: Tensor, tokens: Tensor, frame: Frame, loss: Callable[[Tensor], Tensor]) -> Tensor:
-        """Gradient (C, H, W) of a loss of the logits, at the frame's `resized` size, by the features (C, H, W)."""
+    def gradient(self, features: Tensor, tokens: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """Gradient by features (B, C, H, W) with tokens (B, N, C) of a loss of the low-resolution logits (B, h, w)."""
         with torch.enable_grad():
             leaf = features.clone().requires_grad_()
-            logits = decode_features(self.sam, leaf[None], tokens.clone())[0]
-            (gradient,) = torch.autograd.grad(loss(self._upscale(logits, frame, frame.resized)[0]), leaf)
+            (gradient,) = torch.autograd.grad(loss(decode_features(self.sam, leaf, tokens.clone())[0]), leaf)
         return gradient
 
-    @torch.inference_mode()
     def upscale(self, logits: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
         """Logits brought to the frame's `original` or `resized` size, as `Sam.postprocess_masks` does."""
-        return self._upscale(logits, frame, size)
-
-    def _upscale(self, logits: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
         side = self._resize.target_length
         full = F.interpolate(logits[:, None], (side, side), mode="bilinear", align_corners=False)
         cropped = full[..., : frame.resized[0], : frame.resized[1]]

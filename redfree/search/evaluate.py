@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from redfree.channels import ChannelMap
 from redfree.data.schema import Sample
-from redfree.models.base import Features, Frame, Model
+from redfree.models.base import Features, Model
 from redfree.search.batching import in_batches
 from redfree.search.log import SearchLog
 from redfree.search.scores import IndexMatrix, Ledger, Scores, Screen
@@ -119,12 +120,19 @@ class SegmentationEvaluator:
         index = torch.from_numpy(maps.astype(np.int64)).to(self.features.maps.device)
         return np.stack([self._score_image(index, d) for d in images], 1), time.perf_counter() - start
 
+    @cached_property
+    def _tokens(self) -> list[Tensor]:
+        pairs = zip(self.samples, self.features.frames, strict=True)
+        return [self.model.prompt_tokens(sample.prompt, frame) for sample, frame in pairs]
+
+    @cached_property
+    def _targets(self) -> list[Tensor]:
+        device, pairs = self.features.maps.device, zip(self.samples, self.features.frames, strict=True)
+        return [resize_mask(sample.mask, frame.resized).to(device) for sample, frame in pairs]
+
     def _score_image(self, index: Tensor, d: int) -> NDArray[np.float64]:
-        frame: Frame = self.features.frames[d]
-        one = self.features.maps[d]
-        tokens = self.model.prompt_tokens(self.samples[d].prompt, frame)
-        low_size, scale = self.model.low_resolution(one)
-        target = UpscaledTarget.of(resize_mask(self.samples[d].mask, frame.resized).to(one.device), low_size, scale)
+        one, tokens = self.features.maps[d], self._tokens[d]
+        target = UpscaledTarget.of(self._targets[d], *self.model.low_resolution(one))
         decode = self.model.swap_decoder(one, tokens) if self._shares else self.model.map_decoder(one, tokens)
 
         def score(chunk: Tensor) -> NDArray[np.float64]:
@@ -147,15 +155,32 @@ class SegmentationEvaluator:
 
     def _screen_images(self, channel_map: ChannelMap, images: Sequence[int]) -> tuple[NDArray[np.float64], float]:
         start, gains = time.perf_counter(), torch.zeros(self.channels, self.channels, dtype=torch.float64)
-        for d in images:
-            original, frame = self.features.maps[d], self.features.frames[d]
-            tokens = self.model.prompt_tokens(self.samples[d].prompt, frame)
-            target = resize_mask(self.samples[d].mask, frame.resized).to(original.device)
-            mapped = channel_map.apply(original, 0)
-            gradient = self.model.gradient(mapped, tokens, frame, partial(sharp_iou_loss, target=target))
-            slopes, before = gradient.flatten(1), mapped.flatten(1)
-            gains -= (slopes @ original.flatten(1).T - (slopes * before).sum(1, keepdim=True)).double().cpu()
+        # Images are decoded together only where their prompts have equally many tokens.
+        for _, group in groupby(sorted(images, key=self._token_count), key=self._token_count):
+            for part in in_batches(
+                partial(self._screen_part, channel_map=channel_map), torch.tensor(list(group)), self.batch
+            ):
+                gains += part
         return gains.numpy() / len(images), time.perf_counter() - start
+
+    def _token_count(self, d: int) -> int:
+        return self._tokens[d].shape[1]
+
+    def _screen_part(self, images: Tensor, channel_map: ChannelMap) -> Tensor:
+        chosen = images.tolist()
+        original = self.features.maps[chosen]
+
+        def loss(logits: Tensor) -> Tensor:
+            frames = [self.features.frames[d] for d in chosen]
+            masks = [self.model.upscale(low[None], f, f.resized)[0] for low, f in zip(logits, frames, strict=True)]
+            losses = [sharp_iou_loss(mask, self._targets[d]) for mask, d in zip(masks, chosen, strict=True)]
+            return torch.stack(losses).sum()
+
+        mapped = channel_map.apply(original)
+        gradient = self.model.gradient(mapped, torch.cat([self._tokens[d] for d in chosen]), loss)
+        slopes, before = gradient.flatten(2), mapped.flatten(2)
+        gains = (slopes * before).sum(2, keepdim=True) - slopes @ original.flatten(2).transpose(1, 2)
+        return gains.double().sum(0).cpu()
 
     def count(self, channel_map: ChannelMap) -> Counts:
         """Raw counts of one map on every image at the image's own size: (D, 4) tp, fp, fn, tn."""

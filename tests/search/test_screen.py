@@ -77,7 +77,7 @@ def test_a_screen_is_the_mean_of_its_images_and_changes_nothing(tiny_sam):
     evaluator = make_evaluator(make_model(tiny_sam), samples)
     before = evaluator.features.maps.clone()
     alone = [evaluator.screen(MAPS[2], [d]).gains for d in (0, 2)]
-    np.testing.assert_allclose(evaluator.screen(MAPS[2], [0, 2]).gains, np.mean(alone, 0), rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(evaluator.screen(MAPS[2], [0, 2]).gains, np.mean(alone, 0), rtol=1e-4, atol=1e-7)
     assert torch.equal(evaluator.features.maps, before)
     assert all(parameter.grad is None for parameter in tiny_sam.parameters())
 
