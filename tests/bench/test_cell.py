@@ -159,16 +159,8 @@ def test_the_passes_recorded_are_those_done_from_an_empty_log_and_stay_with_a_fu
     assert (screens > 0) == (fresh.spec.method.params.get("strategy") in ("greedy", "shortlist"))
     passes.update(maps=0, screens=0)
     again = measured(label, log=tmp_path).record
-    assert passes == {"maps": PROTOCOL.n_test, "screens": screens}, "only screens are not kept in the log"
-    assert without_screen_seconds(again) == without_screen_seconds(fresh)
-    assert screens or again.cost == fresh.cost
-
-
-def without_screen_seconds(record):
-    """Cost and trace of a record without the seconds of screens, which every run takes anew."""
-    cost = record.cost.model_dump(exclude={"scoring_seconds"})
-    trace = [step.model_dump(exclude={"seconds"} if step.stage == "screen" else None) for step in record.result.trace]
-    return cost, trace
+    assert passes == {"maps": PROTOCOL.n_test, "screens": 0}, "what the log holds is not computed again"
+    assert (again.cost, again.result) == (fresh.cost, fresh.result)
 
 
 def test_the_guard_decides_what_is_evaluated(monkeypatch):
@@ -190,10 +182,8 @@ def test_the_guard_decides_what_is_evaluated(monkeypatch):
 def test_a_search_is_shared_between_cells_with_its_price(tmp_path, strategy):
     guarded, free = (measured(label, log=tmp_path, strategy=strategy).record for label in ("swap", "swap-unguarded"))
     assert free.result.searched_pairs == guarded.result.searched_pairs
-    assert without_screen_seconds(free)[1] == without_screen_seconds(guarded)[1]
     assert min(step.seconds for step in free.result.trace) > 0
-    if strategy in ("racing", "exhaustive"):
-        assert free.result.trace == guarded.result.trace
+    assert free.result.trace == guarded.result.trace
     assert free.cost.scoring_seconds == pytest.approx(sum(step.seconds for step in free.result.trace))
 
 
