@@ -51,8 +51,15 @@ class SwapParams(Strict):
 
 
 class ZeroParams(Strict):
-    """Parameters of the deactivation control, which searches channels to set to zero; see `SwapParams`."""
+    """Parameters of the deactivation control, which scores every channel set to zero; see `SwapParams`.
 
+    Attributes:
+        subsets: climb among the subsets of the Top-N, or score all of them.
+        guard: as for a swap.
+        select_on: as for a swap.
+    """
+
+    subsets: Literal["climb", "all"] = "climb"
     guard: GuardRule = "one_standard_error"
     select_on: Literal["search", "test"] = "search"
 

@@ -105,7 +105,8 @@ def _swap(situation: Situation, params: SwapParams) -> Choice:
 
 
 def _zero(situation: Situation, params: ZeroParams) -> Choice:
-    return _searched(situation, ExhaustiveSearch(situation.protocol.n_pairs, zero=True), params.guard)
+    search = ExhaustiveSearch(situation.protocol.n_pairs, zero=True, climbs=params.subsets == "climb")
+    return _searched(situation, search, params.guard)
 
 
 def _random_swap(situation: Situation, params: RandomSwapParams) -> Choice:

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from redfree.channels import ChannelMap, Pair
 from redfree.search.base import Evaluator, Exploration, SearchResult
-from redfree.search.subsets import subsets, top_candidates
-
-ZERO = -1
+from redfree.search.subsets import ZERO, build_map, climb, subsets, top_candidates
 
 
 @dataclass(frozen=True)
@@ -24,21 +22,17 @@ class ExhaustiveSearch:
         n_pairs: N, how many candidates the subsets are made of.
         semantics: how a subset becomes a map: simultaneous (the paper) or sequential (the authors' release).
         zero: search channels to set to zero instead of pairs (the deactivation control).
+        climbs: climb among the subsets instead of scoring all of them; then the identity may be chosen.
     """
 
     n_pairs: int = 10
     semantics: str = "simultaneous"
     zero: bool = False
+    climbs: bool = False
 
     def candidates(self, channels: int) -> list[Pair]:
         """Every ordered pair of different channels, or every channel with -1 for the deactivation control."""
         return [(c, ZERO) for c in range(channels)] if self.zero else list(permutations(range(channels), 2))
-
-    def build(self, channels: int, chosen: Sequence[Pair]) -> ChannelMap:
-        """The map of some candidates."""
-        if self.zero:
-            return ChannelMap.zero(channels, [i for i, _ in chosen])
-        return ChannelMap.from_pairs(channels, chosen, self.semantics)
 
     def __call__(self, evaluator: Evaluator, images: Sequence[int]) -> SearchResult:
         """Runs the search on some of the evaluator's images.
@@ -48,16 +42,21 @@ class ExhaustiveSearch:
             images: the search images, as positions in the evaluator.
 
         Returns:
-            The best non-empty subset; of equal ones the smallest, then the first in the order of the Top-N.
+            The best non-empty subset; of equal ones the smallest, then the first in the order of the Top-N. With
+            `climbs`, one that no pair added, removed or exchanged improves.
         """
         channels, exploration = evaluator.channels, Exploration(evaluator, images)
         candidates = self.candidates(channels)
-        singles = exploration.score([self.build(channels, [c]) for c in candidates], "candidates")
+        singles = exploration.score([build_map(channels, [c], self.semantics) for c in candidates], "candidates")
         top = top_candidates(candidates, singles, self.n_pairs)
-        maps = [self.build(channels, subset) for subset in subsets(top)]
-        scores = exploration.score(maps, "subsets")
-        result = exploration.result(maps[int(scores.argmax())], top)
+        result = exploration.result(self._choose(exploration, top), top)
         return result if self.zero else replace(result, pair_scores=_matrix(channels, singles, exploration.baseline))
+
+    def _choose(self, exploration: Exploration, top: Sequence[Pair]) -> ChannelMap:
+        if self.climbs:
+            return climb(exploration, top, self.semantics)
+        maps = [build_map(exploration.evaluator.channels, subset, self.semantics) for subset in subsets(top)]
+        return maps[int(exploration.score(maps, "subsets").argmax())]
 
 
 def _matrix(channels: int, singles: NDArray[np.float64], baseline: float) -> NDArray[np.float32]:

@@ -11,6 +11,14 @@ from numpy.typing import NDArray
 from redfree.channels import ChannelMap, Pair
 from redfree.search.base import Exploration
 
+ZERO = -1
+
+
+def build_map(channels: int, chosen: Sequence[Pair], semantics: str = "simultaneous") -> ChannelMap:
+    """The map of some candidates, where (i, -1) sets channel i to zero; zeroed channels are not mixed with pairs."""
+    zeroed = [i for i, j in chosen if j == ZERO]
+    return ChannelMap.zero(channels, zeroed) if zeroed else ChannelMap.from_pairs(channels, chosen, semantics)
+
 
 def top_candidates(candidates: Sequence[Pair], scores: NDArray[np.float64], n: int) -> tuple[Pair, ...]:
     """The n best candidates, at most one for each source channel i (authors' release); of equals the first."""
@@ -43,7 +51,7 @@ def climb(exploration: Exploration, top: Sequence[Pair], semantics: str = "simul
 
     def score(sets: Sequence[frozenset[Pair]], stage: str) -> NDArray[np.float64]:
         ordered = [[pair for pair in top if pair in one] for one in sets]
-        return exploration.score([ChannelMap.from_pairs(channels, one, semantics) for one in ordered], stage)
+        return exploration.score([build_map(channels, one, semantics) for one in ordered], stage)
 
     best = exploration.baseline
     while True:
@@ -55,4 +63,4 @@ def climb(exploration: Exploration, top: Sequence[Pair], semantics: str = "simul
                 chosen, best = moves[int(scores.argmax())], float(scores.max())
                 break
         else:
-            return ChannelMap.from_pairs(channels, [pair for pair in top if pair in chosen], semantics)
+            return build_map(channels, [pair for pair in top if pair in chosen], semantics)

@@ -48,7 +48,9 @@ def test_every_strategy_is_there():
 def test_options_are_the_numbers_of_the_strategy_s_class(name):
     numbers = {f.name for f in fields(STRATEGIES[name]) if str(f.type) in ("int", "int | None")}
     assert STRATEGY_OPTIONS[name] == numbers - {"n_pairs", "seed"}
-    assert {f.name for f in fields(STRATEGIES[name])} - numbers <= {"semantics", "zero"}, "nothing else to set"
+    assert {f.name for f in fields(STRATEGIES[name])} - numbers <= {"semantics", "zero", "climbs"}, (
+        "nothing else to set"
+    )
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -70,7 +70,7 @@ def test_params_are_complete_in_the_plan(suite):
 
 def test_the_deactivation_control_has_no_strategy(write):
     suite = load_suite(write(SUITE.replace("name: swap", "name: zero")))
-    assert plan(suite)[1].method.params == {"guard": "none", "select_on": "search"}
+    assert plan(suite)[1].method.params == {"subsets": "climb", "guard": "none", "select_on": "search"}
     text = SUITE.replace("name: swap", "name: zero").replace("guard: none", "strategy: greedy")
     assert "method free: params: unknown field 'strategy'" in refusal(write(text))
 

@@ -5,8 +5,8 @@ import pytest
 from tinyworld import RiggedEvaluator, Stock, make_evaluator, make_model, make_sample, plain_iou
 
 from redfree.channels import ChannelMap
-from redfree.search.exhaustive import ZERO, ExhaustiveSearch
-from redfree.search.subsets import subsets, top_candidates
+from redfree.search.exhaustive import ExhaustiveSearch
+from redfree.search.subsets import ZERO, subsets, top_candidates
 
 C, N = 16, 4
 
@@ -130,3 +130,13 @@ def test_subsets_are_all_and_smaller_ones_come_first():
         tuple(top),
     ]
     assert len(set(subsets([(i, 99) for i in range(10)]))) == 2**10 - 1
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_climbing_scores_fewer_subsets_and_lies_between_the_best_single_and_the_best_of_all(tiny_sam, samples, zero):
+    evaluator = make_evaluator(make_model(tiny_sam), samples)
+    climbed = ExhaustiveSearch(6, zero=zero, climbs=True)(evaluator, range(2))
+    found = ExhaustiveSearch(6, zero=zero)(evaluator, range(2))
+    assert climbed.top == found.top
+    assert found.best_single_score <= climbed.search_score <= max(found.search_score, found.baseline_score)
+    assert sum(step.evaluations for step in climbed.trace) < sum(step.evaluations for step in found.trace)
