@@ -88,7 +88,7 @@ class RiggedEvaluator:
         for i, j in np.ndindex(gains.shape):
             moved = [j if c == i else f for c, f in enumerate(index)]
             gains[i, j] = np.mean([self.value(moved, d) - self.value(index, d) for d in images])
-        return Screen(gains, 3 * len(images), 0.5)
+        return Screen(gains, np.zeros_like(gains), np.zeros_like(gains), 3 * len(images), 0.5)
 
 
 def swap(channels, *pairs):

@@ -13,7 +13,7 @@ GuardRule = Literal["one_standard_error", "k_fold", "split_half", "none"]
 
 STRATEGY_OPTIONS: Mapping[str, frozenset[str]] = {
     "greedy": frozenset({"scored", "together", "patience", "budget"}),
-    "shortlist": frozenset({"scored"}),
+    "shortlist": frozenset({"scored", "rounds"}),
     "racing": frozenset({"first_images", "keep", "growth", "finalists"}),
     "exhaustive": frozenset(),
 }

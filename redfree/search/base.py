@@ -30,7 +30,7 @@ class Evaluator(Protocol):
         ...
 
     def screen(self, channel_map: ChannelMap, images: Sequence[int]) -> Screen:
-        """First-order gain of every pair on top of a map, from one backward pass through the decoder an image."""
+        """First-order effects of every pair on top of a map, from one backward pass through the decoder an image."""
         ...
 
 
@@ -91,7 +91,7 @@ class Exploration:
         """Scores the unchanged model."""
         self.evaluator, self.images, self.trace = evaluator, list(images), list[TraceStep]()
         self._known: dict[ChannelMap, float] = {}
-        self._screened: tuple[ChannelMap, NDArray[np.float64]] | None = None
+        self._screened: tuple[ChannelMap, Screen] | None = None
         self.identity = ChannelMap(evaluator.channels)
         self.baseline = float(self.score([self.identity], "identity")[0])
 
@@ -114,12 +114,12 @@ class Exploration:
             self.note(stage, len(fresh), len(fresh) * len(self.images), found.seconds, float(means.max()))
         return np.array([self._known[m] for m in maps])
 
-    def screen(self, channel_map: ChannelMap) -> NDArray[np.float64]:
-        """First-order gain (C, C) of every pair on top of a map that was scored; asking again costs nothing."""
+    def screen(self, channel_map: ChannelMap) -> Screen:
+        """First-order effects of every pair on top of a map that was scored; asking again costs nothing."""
         if self._screened is None or self._screened[0] != channel_map:
             found = self.evaluator.screen(channel_map, self.images)
             self.note("screen", 0, found.decoder_passes, found.seconds, self._known[channel_map])
-            self._screened = channel_map, found.gains
+            self._screened = channel_map, found
         return self._screened[1]
 
     def note(self, stage: str, evaluations: int, passes: int, seconds: float, best_score: float) -> None:

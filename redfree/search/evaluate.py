@@ -148,20 +148,22 @@ class SegmentationEvaluator:
         Entry (i, j) is the mean over images of <-dL/dX'_i, X_j - X'_i>, with X the features, X' the mapped features and
         L the sharp IoU loss (`sharp_iou_loss`, whose width counts as a constant) in the model's input frame.
         """
-        key = (self._context, "screen", repr(channel_map), *(self._fingerprints[d] for d in images))
-        gains, seconds = self.log.unit(key, partial(self._screen_images, channel_map, images))
+        question = ("screen: gains, spread, distances", repr(channel_map))
+        key = (self._context, *question, *(self._fingerprints[d] for d in images))
+        effects, seconds = self.log.unit(key, partial(self._screen_images, channel_map, images))
         self.ledger.enter(key, passes := 3 * len(images), seconds)
-        return Screen(gains, passes, seconds)
+        gains, spread, distances = effects
+        return Screen(gains, spread, distances, passes, seconds)
 
     def _screen_images(self, channel_map: ChannelMap, images: Sequence[int]) -> tuple[NDArray[np.float64], float]:
-        start, gains = time.perf_counter(), torch.zeros(self.channels, self.channels, dtype=torch.float64)
+        start, effects = time.perf_counter(), torch.zeros(3, self.channels, self.channels, dtype=torch.float64)
         # Images are decoded together only where their prompts have equally many tokens.
         for _, group in groupby(sorted(images, key=self._token_count), key=self._token_count):
             for part in in_batches(
                 partial(self._screen_part, channel_map=channel_map), torch.tensor(list(group)), self.batch
             ):
-                gains += part
-        return gains.numpy() / len(images), time.perf_counter() - start
+                effects += part
+        return effects.numpy() / len(images), time.perf_counter() - start
 
     def _token_count(self, d: int) -> int:
         return self._tokens[d].shape[1]
@@ -178,9 +180,11 @@ class SegmentationEvaluator:
 
         mapped = channel_map.apply(original)
         gradient = self.model.gradient(mapped, torch.cat([self._tokens[d] for d in chosen]), loss)
-        slopes, before = gradient.flatten(2), mapped.flatten(2)
-        gains = (slopes * before).sum(2, keepdim=True) - slopes @ original.flatten(2).transpose(1, 2)
-        return gains.double().sum(0).cpu()
+        slopes, before, after = gradient.flatten(2), mapped.flatten(2), original.flatten(2).transpose(1, 2)
+        gains = (slopes * before).sum(2, keepdim=True) - slopes @ after
+        squares = before.square().sum(2, keepdim=True) + after.square().sum(1, keepdim=True)
+        distances = squares - 2 * (before @ after)
+        return torch.stack([effect.double().sum(0) for effect in (gains, gains.abs(), distances)]).cpu()
 
     def count(self, channel_map: ChannelMap) -> Counts:
         """Raw counts of one map on every image at the image's own size: (D, 4) tp, fp, fn, tn."""

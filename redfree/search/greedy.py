@@ -68,7 +68,9 @@ class GreedySearch:
     def _moves(self, exploration: Exploration, chosen: ChannelMap) -> list[Pair]:
         """Removals, then the best of the screen that were not scored yet and leave the allowed number of pairs."""
         removals = [(i, i) for i, _ in chosen.pairs]
-        fresh = (move for move in _ranked(exploration.screen(chosen)) if self._is_fresh(exploration, chosen, move))
+        fresh = (
+            move for move in _ranked(exploration.screen(chosen).gains) if self._is_fresh(exploration, chosen, move)
+        )
         return removals + list(islice(fresh, self.scored))
 
     def _is_fresh(self, exploration: Exploration, chosen: ChannelMap, move: Pair) -> bool:

@@ -256,8 +256,9 @@ class LinearHeadEvaluator:
         swapped = channel_map.apply(original)
         logits = F.linear(swapped, weight, self.bias.double())
         gradient = (logits.softmax(1) - F.one_hot(self.labels[chosen], len(weight))) @ weight
-        kept = (gradient * swapped).sum(0)
-        gains = ((kept[:, None] - gradient.T @ original) / len(chosen)).cpu().numpy()
+        changes = gradient[:, :, None] * (swapped[:, :, None] - original[:, None, :])
+        distances = (swapped[:, :, None] - original[:, None, :]).square()
+        gains, spread, squares = (effect.mean(0).cpu().numpy() for effect in (changes, changes.abs(), distances))
         seconds, passes = time.perf_counter() - start, 3 * len(chosen)
         self.ledger.enter(("linear screen", repr((channel_map, chosen))), passes, seconds)
-        return Screen(gains, passes, seconds)
+        return Screen(gains, spread, squares, passes, seconds)

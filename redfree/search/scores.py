@@ -33,16 +33,19 @@ class Scores:
 
 @dataclass(frozen=True)
 class Screen:
-    """First-order gains of every pair on top of one map.
+    """First-order effects of every pair on top of one map; all (C, C), means over images.
 
     Attributes:
-        gains: (C, C); entry (i, j) estimates by how much the loss falls where channel i takes the original values of
-            channel j.
+        gains: entry (i, j) estimates by how much the loss falls where channel i takes the original values of channel j.
+        spread: of the absolute value of that estimate for each image.
+        distances: squared distance between the present values of channel i and the original ones of channel j.
         decoder_passes: 3 an image, one forward and a backward pass of twice its cost.
         seconds: time that it took.
     """
 
     gains: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    distances: NDArray[np.float64]
     decoder_passes: int
     seconds: float
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,8 @@ from searchworld import Spy, check_on_a_model, checked, planted
 from tinyworld import make_model, make_sample
 
 from redfree.channels import ChannelMap
-from redfree.search.shortlist import ShortlistSearch, best_pairs
+from redfree.search.scores import Screen
+from redfree.search.shortlist import ShortlistSearch, best_pairs, calibrated
 
 IMAGES = [4, 1, 6]
 
@@ -46,13 +49,43 @@ def test_exactly_the_best_of_the_screen_are_scored(scored):
     spy.asked, spy.maps = [], []
     found = ShortlistSearch(3, scored=scored)(spy, IMAGES)
     assert scored_alone(spy)[: min(scored, 56)] == ranked[:scored]
-    assert [s.evaluations for s in found.trace if s.stage == "candidates"] == [min(scored, 56)]
+    assert sum(s.evaluations for s in found.trace if s.stage == "candidates") == min(scored, 56)
     assert set(found.top) <= set(ranked[:scored])
 
 
 def test_256_are_scored_by_default():
     found = checked(ShortlistSearch(3), Spy(17, 9, planted(17, {(0, 5): 0.04})), IMAGES)
-    assert [(s.stage, s.evaluations) for s in found.trace][:3] == [("identity", 1), ("screen", 0), ("candidates", 256)]
+    assert [(s.stage, s.evaluations) for s in found.trace][:6] == [
+        ("identity", 1),
+        ("screen", 0),
+        *[("candidates", 64)] * 4,
+    ]
+
+
+def test_calibration_finds_what_steps_cost_from_a_few_exact_gains():
+    rng = np.random.default_rng(0)
+    gains, spread, distances = rng.normal(size=(6, 6)), rng.random((6, 6)), rng.random((6, 6))
+    screen = Screen(gains, spread, distances, 0, 0.0)
+    true = 0.5 * gains - 2 * spread - 0.25 * distances
+    scored = {(i, j): true[i, j] for i, j in [(0, 1), (2, 3), (4, 5), (5, 0)]}
+    np.testing.assert_allclose(calibrated(screen, scored), true, atol=1e-12)
+
+
+def test_later_rounds_follow_the_calibration():
+    distances = np.abs(np.subtract.outer(np.arange(12.0), np.arange(12.0)))
+    gains = np.fromfunction(lambda i, j: 0.01 * distances + 0.0001 * i * j, (12, 12), dtype=float)
+
+    def value(index, _d):
+        return 0.5 + sum(gains[i, j] - 0.02 * distances[i, j] for i, j in enumerate(index) if i != j) / 10
+
+    class Misled(Spy):
+        def screen(self, channel_map, images):
+            return replace(super().screen(channel_map, images), gains=gains, distances=distances)
+
+    best = max(value([j if c == i else c for c in range(12)], 0) for i, j in np.ndindex(12, 12))
+    one, four = (ShortlistSearch(3, scored=40, rounds=r)(Misled(12, 9, value), IMAGES) for r in (1, 4))
+    assert four.best_single_score == pytest.approx(best)
+    assert one.best_single_score < best
 
 
 def test_one_screen_of_the_unchanged_model_is_enough():
