@@ -189,7 +189,7 @@ def table(
     title = _title(suite)
     frame = load_frame(results, suite)
     board = leaderboard(frame)
-    written = [*write_leaderboard(results, suite, title, out), out / f"{suite}.png"]
+    written = [*write_leaderboard(frame, suite, title, out), out / f"{suite}.png"]
     draw_gains(board, title, written[-1])
     if compares_strategies(frame):
         written.append(out / f"{suite}-anytime.png")

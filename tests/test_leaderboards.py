@@ -8,7 +8,7 @@ import yaml
 
 from redfree.records.invariants import violations
 from redfree.records.store import find_records, read_counts, read_record
-from redfree.report.table import write_leaderboard
+from redfree.report.table import load_frame, write_leaderboard
 
 ROOT = Path(__file__).parents[1]
 RESULTS, LEADERBOARDS, BENCHMARKS = ROOT / "results", ROOT / "leaderboards", ROOT / "benchmarks"
@@ -30,7 +30,7 @@ def test_every_record_holds_its_invariants(suite):
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_leaderboard_is_not_stale(suite, tmp_path):
     title = yaml.safe_load((BENCHMARKS / f"{suite}.yaml").read_text("utf-8"))["title"]
-    for made in write_leaderboard(RESULTS, suite, title, tmp_path):
+    for made in write_leaderboard(load_frame(RESULTS, suite), suite, title, tmp_path):
         kept = LEADERBOARDS / made.name
         assert kept.is_file(), f"leaderboards/{made.name} is missing; run `redfree table {suite}`"
         assert kept.read_bytes() == made.read_bytes(), f"leaderboards/{made.name} is stale; run `redfree table {suite}`"

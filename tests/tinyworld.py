@@ -62,6 +62,24 @@ class Stock:
         return self.predictor.model.postprocess_masks(torch.from_numpy(low)[None], size, size)[0, 0].numpy()
 
 
+def iou_of_logits(logits, target):
+    """IoU of many predictions of one image; 0 where the union is empty.
+
+    Args:
+        logits: (B, H, W), positive on the object.
+        target: (H, W) bool.
+
+    Returns:
+        (B,) values in 0..1.
+    """
+    # Whole numbers up to 2**24 are exact in float32, whose products and sums are faster than sums of booleans.
+    predicted, truth = (logits > 0).flatten(1), target.flatten()
+    exact = predicted.float() if target.numel() <= 2**24 else predicted.double()
+    intersection = (exact @ truth.to(exact.dtype)).double()
+    union = exact.sum(1).double() + truth.sum() - intersection
+    return np.asarray((intersection / union.clamp(min=1)).cpu(), np.float64)
+
+
 def plain_iou(predicted, target):
     union = np.logical_or(predicted, target).sum()
     return np.logical_and(predicted, target).sum() / union if union else 0.0

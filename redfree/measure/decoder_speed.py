@@ -21,6 +21,7 @@ from redfree.search.batching import default_batch
 from redfree.search.evaluate import SegmentationEvaluator
 from redfree.search.log import SearchLog
 from redfree.search.scores import IndexMatrix
+from redfree.tasks.segmentation import count_pixels, image_iou
 
 # The decoder of SAM ViT-B/L/H, and those of the nano models. The encoder is never run, so it is as small as it can be.
 SHAPES: Mapping[str, NanoArchitecture] = {
@@ -65,12 +66,12 @@ def _plain_loop(model: SamModel, features: Features, sample: Sample) -> Callable
     points, labels = np.array(sample.prompt.points), np.array(sample.prompt.labels)
 
     def score(maps: IndexMatrix) -> NDArray[np.float64]:
-        scores = []
+        counts = []
         for row in torch.from_numpy(maps.astype(np.int64)):
             predictor.features = features.maps[:, row]
             mask = predictor.predict(points, labels, multimask_output=False)[0][0]
-            scores.append((mask & sample.mask).sum() / max(1, (mask | sample.mask).sum()))
-        return np.array(scores)[:, None]
+            counts.append(count_pixels(mask, sample.mask))
+        return image_iou(np.array(counts))[:, None]
 
     return score
 

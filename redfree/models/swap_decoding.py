@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ from segment_anything.modeling.transformer import Attention, TwoWayAttentionBloc
 from torch import Tensor, nn
 
 from redfree.models.decoding import attend, prompt_queries
+
+Computed = TypeVar("Computed")
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,13 @@ class _Image:
     """What was computed once from the unswapped tokens (P, C) of an image."""
 
     def __init__(self, tokens: Tensor) -> None:
-        self._tokens, self._known = tokens, dict[object, Tensor]()
+        self._tokens, self._known = tokens, dict[object, Any]()
 
-    def of(self, owner: object, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    def of(self, owner: object, compute: Callable[[Tensor], Computed]) -> Computed:
         """What `compute` made of the tokens for an owner, now or before."""
         if owner not in self._known:
             self._known[owner] = compute(self._tokens)
-        return self._known[owner]
+        return cast(Computed, self._known[owner])
 
 
 @dataclass
@@ -212,21 +214,21 @@ class _Block:
         keys.add(scores.softmax(2), _by_head(attention.v_proj(queries), self.heads))
         keys.multiply(self._scale(keys))
 
+    def _squares(self, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Square norms (P,) of an image's centred base, and the centred matrices beside their products with it."""
+        base = tokens @ self.centred.matrices[0]
+        return base.square().sum(1), tuple(torch.cat([m, m @ base.T], 1) for m in self.centred.matrices)
+
     def _scale(self, keys: _Keys) -> Tensor:
         """1 / standard deviation (M, 1, P) of the image tokens over their channels."""
-        matrices = self.centred.matrices
-        base = keys.image.of((self, "base"), lambda tokens: tokens @ matrices[0])
-        base_square = keys.image.of((self, "square"), lambda _: base.square().sum(1))
-        joined = tuple(
-            keys.image.of((self, n), lambda _, matrix=matrix: torch.cat([matrix, matrix @ base.T], 1))  # type: ignore[misc]
-            for n, matrix in enumerate(matrices)
-        )
-        rows, cross = torch.split(keys.rows(joined), [base.shape[1], len(base)], 2)
+        base_square, joined = keys.image.of(self, self._squares)
+        channels, positions = len(self.centred.offset), len(base_square)
+        rows, cross = torch.split(keys.rows(joined), [channels, positions], 2)
         cross = 2 * cross if keys.scale is None else (2 * keys.scale) * cross
         square = torch.baddbmm(cross, torch.bmm(rows, rows.transpose(1, 2)), keys.factors)
         square = square.mul_(keys.factors).sum(1, keepdim=True)
         square += base_square if keys.scale is None else base_square * keys.scale.square()
-        return torch.rsqrt(square / base.shape[1] + self.block.norm4.eps)
+        return torch.rsqrt(square / channels + self.block.norm4.eps)
 
 
 def changes_of(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,14 +72,18 @@ def write_pair_scores(record: Path, scores: NDArray[np.float32]) -> RecordFile:
     return RecordFile(name=path.name, sha256=sha256_of(path))
 
 
-def read_pair_scores(path: Path) -> NDArray[np.float32]:
-    """Reads the (C, C) scores that lie beside a record.
+def read_pair_scores(path: Path, file: RecordFile) -> NDArray[np.float32]:
+    """Reads the (C, C) scores of pairs that lie beside a record.
 
     Args:
         path: the record's path.
+        file: the record's entry for them.
+
+    Raises:
+        UserError: they are missing or differ from their hash.
     """
-    with gzip.open(path.with_name(path.stem + PAIR_SCORES_SUFFIX)) as file:
-        return np.asarray(np.load(BytesIO(file.read()), allow_pickle=False), np.float32)
+    plain = gzip.decompress(_checked(path, file).read_bytes())
+    return np.asarray(np.load(BytesIO(plain), allow_pickle=False), np.float32)
 
 
 def read_record(path: Path) -> Record:
@@ -113,12 +117,16 @@ def read_counts(path: Path, file: RecordFile) -> pd.DataFrame:
     Raises:
         UserError: they are missing or differ from their hash.
     """
-    counts = path.parent / file.name
-    if not counts.is_file():
-        raise UserError(f"{counts}: missing, but {path.name} names it; restore it or remove the record")
-    if sha256_of(counts) != file.sha256:
-        raise UserError(f"{counts}: differs from the SHA-256 in {path.name}; restore it or remove the record")
-    return pd.read_csv(counts, dtype={"id": str}, keep_default_na=False)
+    return pd.read_csv(_checked(path, file), dtype={"id": str}, keep_default_na=False)
+
+
+def _checked(record: Path, file: RecordFile) -> Path:
+    path = record.parent / file.name
+    if not path.is_file():
+        raise UserError(f"{path}: missing, but {record.name} names it; restore it or remove the record")
+    if sha256_of(path) != file.sha256:
+        raise UserError(f"{path}: differs from the SHA-256 in {record.name}; restore it or remove the record")
+    return path
 
 
 def find_records(results: Path, suite: str) -> Iterator[Path]:

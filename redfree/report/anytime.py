@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from redfree.files import replace_atomically
+from redfree.report.plot import save_png
 from redfree.report.strategies import searches
 
 _COLOURS = {"greedy": "#0072b2", "shortlist": "#e69f00", "racing": "#009e73", "exhaustive": "#000000"}
@@ -50,8 +50,7 @@ def draw_anytime(frame: pd.DataFrame, title: str, path: Path) -> None:
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     figure.suptitle(f"{title}: best gain on the search images so far, one line a seed; dot: what the search returns")
-    with replace_atomically(path) as file:
-        figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+    save_png(figure, path)
 
 
 def _draw_panel(axes: Axes, title: str, group: pd.DataFrame) -> None:

@@ -30,6 +30,12 @@ def _draw_dataset(axes: Axes, title: str, rows: pd.DataFrame) -> None:
     axes.grid(axis="x", alpha=0.3)
 
 
+def save_png(figure: Figure, path: Path) -> None:
+    """Writes a figure atomically; equal figures give equal bytes."""
+    with replace_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+
+
 def draw_gains(board: pd.DataFrame, title: str, path: Path) -> None:
     """Draws the gain of every method with its 95% interval, one panel a model and dataset.
 
@@ -47,5 +53,4 @@ def draw_gains(board: pd.DataFrame, title: str, path: Path) -> None:
     ):
         _draw_dataset(axes, f"{dataset}, {model}", rows)
     figure.suptitle(f"{title}: mean over seeds with 95% interval; bars: seeds", fontsize=10)
-    with replace_atomically(path) as file:
-        figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+    save_png(figure, path)

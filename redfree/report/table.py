@@ -91,22 +91,18 @@ def _pooled_gain(image_gains: pd.Series[Any]) -> Row:
     return {"gain": float(per_image.mean()), "gain_low": low, "gain_high": high}
 
 
-def write_leaderboard(results: Path, suite: str, title: str, out: Path) -> list[Path]:
+def write_leaderboard(frame: pd.DataFrame, suite: str, title: str, out: Path) -> list[Path]:
     """Writes `<suite>.md`, for people, and `<suite>.csv`, one row a record with every figure unrounded.
 
     Args:
-        results: folder of the records.
+        frame: what `load_frame` returned.
         suite: name of the suite.
         title: heading of the leaderboard.
         out: folder of the leaderboards.
 
     Returns:
         The files; equal records give equal bytes.
-
-    Raises:
-        UserError: there are no records, or one of them is defective.
     """
-    frame = load_frame(results, suite)
     markdown, table = out / f"{suite}.md", out / f"{suite}.csv"
     write_text(markdown, render(title, frame, leaderboard(frame)))
     write_text(table, frame.drop(columns=list(NESTED)).to_csv(index=False, lineterminator="\n"))

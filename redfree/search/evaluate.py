@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from redfree.data.schema import Sample
 from redfree.models.base import Features, Model
 from redfree.search.batching import in_batches
 from redfree.search.log import SearchLog
-from redfree.search.scores import IndexMatrix, Ledger, Scores, Screen
+from redfree.search.scores import IndexMatrix, Ledger, Scores, Screen, maps_sha256
 from redfree.tasks.loss import sharp_iou_loss
 from redfree.tasks.segmentation import Counts, count_pixels
 from redfree.tasks.upscaled_iou import UpscaledTarget
@@ -104,7 +103,7 @@ class SegmentationEvaluator:
             Scores of shape (M, images), with the seconds that computing them took, now or in an earlier process.
         """
         chosen = list(range(len(self)) if images is None else images)
-        maps_key = hashlib.sha256(np.ascontiguousarray(maps).tobytes()).hexdigest()
+        maps_key = maps_sha256(maps)
         size = max(1, _UNIT_PASSES // max(1, len(maps)))
         parts, spent = [], 0.0
         for unit in self.log.track([chosen[k : k + size] for k in range(0, len(chosen), size)], label):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
 
 from redfree.channels import ChannelMap, Pair
 from redfree.search.base import Evaluator, Exploration, SearchResult
-from redfree.search.subsets import top_candidates
+from redfree.search.subsets import ranked_pairs, top_candidates
 
 
 def _with_source(channel_map: ChannelMap, i: int, j: int) -> ChannelMap:
@@ -68,9 +67,8 @@ class GreedySearch:
     def _moves(self, exploration: Exploration, chosen: ChannelMap) -> list[Pair]:
         """Removals, then the best of the screen that were not scored yet and leave the allowed number of pairs."""
         removals = [(i, i) for i, _ in chosen.pairs]
-        fresh = (
-            move for move in _ranked(exploration.screen(chosen).gains) if self._is_fresh(exploration, chosen, move)
-        )
+        ranked = ranked_pairs(exploration.screen(chosen).gains)
+        fresh = (move for move in ranked if self._is_fresh(exploration, chosen, move))
         return removals + list(islice(fresh, self.scored))
 
     def _is_fresh(self, exploration: Exploration, chosen: ChannelMap, move: Pair) -> bool:
@@ -85,11 +83,3 @@ class GreedySearch:
             chosen = _with_source(chosen, *move)
             joined.append(chosen)
         return [m for m in joined if len(m.pairs) <= self.n_pairs]
-
-
-def _ranked(gains: NDArray[np.float64]) -> Iterator[Pair]:
-    """Moves (i, j), i != j, by falling first-order gain."""
-    for flat in np.argsort(-gains, axis=None, kind="stable"):
-        i, j = divmod(int(flat), len(gains))
-        if i != j:
-            yield i, j

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from redfree.channels import ChannelMap
-from redfree.search.scores import IndexMatrix, Ledger, Scores, Screen
+from redfree.search.scores import IndexMatrix, Ledger, Scores, Screen, maps_sha256
 
 Integers = NDArray[np.integer[Any]]
 # The allocator holds on to a few times this much; larger chunks were slower, as they leave the caches.
@@ -217,7 +216,7 @@ class LinearHeadEvaluator:
         chosen = list(range(len(self)) if images is None else images)
         values = self._hits(maps, chosen)
         seconds = time.perf_counter() - start
-        maps_key = hashlib.sha256(np.ascontiguousarray(maps).tobytes()).hexdigest()
+        maps_key = maps_sha256(maps)
         for d in chosen:
             self.ledger.enter(("linear", maps_key, str(d)), len(maps), seconds / len(chosen))
         return Scores(values, seconds)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 
 from redfree.channels import ChannelMap
 from redfree.search.base import Evaluator, Exploration, SearchResult
 from redfree.search.scores import index_matrix
-from redfree.search.shortlist import best_pairs
 from redfree.search.subsets import climb, top_candidates
 
 
@@ -40,7 +40,7 @@ class RacingSearch:
         """Runs the search on some of the evaluator's images; returns the identity where nothing scores more."""
         channels, exploration = evaluator.channels, Exploration(evaluator, images)
         waiting = np.random.default_rng(self.seed).permutation(list(images)).tolist()
-        pairs = best_pairs(np.zeros((channels, channels)), channels * channels)
+        pairs = list(permutations(range(channels), 2))
         totals, joining = np.zeros(len(pairs)), self.first_images
         while len(pairs) > self.finalists and len(waiting) > joining:
             entering, waiting = waiting[:joining], waiting[joining:]

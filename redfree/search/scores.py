@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,11 @@ IndexMatrix = NDArray[np.int16]
 def index_matrix(maps: Sequence[ChannelMap]) -> IndexMatrix:
     """Stacks the index vectors of some maps: (maps, C), -1 for a zeroed channel."""
     return np.array([m.index() for m in maps], dtype=np.int16)
+
+
+def maps_sha256(maps: IndexMatrix) -> str:
+    """Hex SHA-256 of index vectors (M, C), by which the log and a ledger know them."""
+    return hashlib.sha256(np.ascontiguousarray(maps).tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +12,7 @@ from numpy.typing import NDArray
 from redfree.channels import ChannelMap, Pair
 from redfree.search.base import Evaluator, Exploration, SearchResult
 from redfree.search.scores import Screen
-from redfree.search.subsets import climb, top_candidates
-
-
-def best_pairs(gains: NDArray[np.float64], count: int) -> list[Pair]:
-    """The pairs (i, j), i != j, of the largest gains (C, C), largest first."""
-    ranked = gains.copy()
-    np.fill_diagonal(ranked, -np.inf)
-    order = np.argsort(-ranked, axis=None, kind="stable")[: min(count, gains.size - len(gains))]
-    return [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, gains.shape), strict=True)]
+from redfree.search.subsets import climb, ranked_pairs, top_candidates
 
 
 def calibrated(screen: Screen, scored: Mapping[Pair, float]) -> NDArray[np.float64]:
@@ -66,11 +59,11 @@ class ShortlistSearch:
 
     def _score_pairs(self, exploration: Exploration) -> dict[Pair, float]:
         channels, screen = exploration.evaluator.channels, exploration.screen(exploration.identity)
-        scores, ranking = dict[Pair, float](), screen.gains
+        scores = dict[Pair, float]()
         for part in np.array_split(np.arange(self.scored), min(self.rounds, self.scored)):
-            count = len(part)
-            fresh = [pair for pair in best_pairs(ranking, count + len(scores)) if pair not in scores][:count]
+            gains = {pair: score - exploration.baseline for pair, score in scores.items()}
+            ranked = ranked_pairs(calibrated(screen, gains) if gains else screen.gains)
+            fresh = list(islice((pair for pair in ranked if pair not in scores), len(part)))
             found = exploration.score([ChannelMap(channels, (pair,)) for pair in fresh], "candidates")
             scores.update(zip(fresh, found.tolist(), strict=True))
-            ranking = calibrated(screen, {pair: score - exploration.baseline for pair, score in scores.items()})
         return scores

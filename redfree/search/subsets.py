@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -18,6 +18,14 @@ def build_map(channels: int, chosen: Sequence[Pair], semantics: str = "simultane
     """The map of some candidates, where (i, -1) sets channel i to zero; zeroed channels are not mixed with pairs."""
     zeroed = [i for i, j in chosen if j == ZERO]
     return ChannelMap.zero(channels, zeroed) if zeroed else ChannelMap.from_pairs(channels, chosen, semantics)
+
+
+def ranked_pairs(gains: NDArray[np.float64]) -> Iterator[Pair]:
+    """The pairs (i, j), i != j, by falling gain (C, C); of equals the first in row-major order."""
+    for flat in np.argsort(-gains, axis=None, kind="stable"):
+        i, j = divmod(int(flat), len(gains))
+        if i != j:
+            yield i, j
 
 
 def top_candidates(candidates: Sequence[Pair], scores: NDArray[np.float64], n: int) -> tuple[Pair, ...]:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from torch import Tensor  # only named in annotations: tables read these metrics without loading torch
 
 Counts = NDArray[np.int64]
 COUNT_NAMES = ("tp", "fp", "fn", "tn")
@@ -25,24 +21,6 @@ def count_pixels(predicted: NDArray[np.bool_], target: NDArray[np.bool_]) -> tup
     """
     hits, marked, true = int((predicted & target).sum()), int(predicted.sum()), int(target.sum())
     return hits, marked - hits, true - hits, target.size - marked - true + hits
-
-
-def iou_of_logits(logits: Tensor, target: Tensor) -> NDArray[np.float64]:
-    """IoU of many predictions of one image; 0 where the union is empty.
-
-    Args:
-        logits: (B, H, W), positive on the object.
-        target: (H, W) bool.
-
-    Returns:
-        (B,) values in 0..1.
-    """
-    # Whole numbers up to 2**24 are exact in float32, whose products and sums are faster than sums of booleans.
-    predicted, truth = (logits > 0).flatten(1), target.flatten()
-    exact = predicted.float() if target.numel() <= 2**24 else predicted.double()
-    intersection = (exact @ truth.to(exact.dtype)).double()
-    union = exact.sum(1).double() + truth.sum() - intersection
-    return np.asarray((intersection / union.clamp(min=1)).cpu(), np.float64)
 
 
 def image_iou(counts: Counts) -> NDArray[np.float64]:

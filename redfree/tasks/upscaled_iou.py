@@ -69,7 +69,7 @@ class UpscaledTarget:
     def iou(self, logits: Tensor) -> NDArray[np.float64]:
         """IoU of many predictions; 0 where the union is empty.
 
-        Equals `iou_of_logits` of the upscaled and cropped logits unless one of these is within rounding of zero.
+        Equals the IoU of the upscaled and cropped logits unless one of these is within rounding of zero.
 
         Args:
             logits: (B, h, w) floats, positive on the object.

@@ -175,4 +175,4 @@ def test_pair_scores_come_back_and_equal_scores_give_equal_bytes(tmp_path):
     record, twin = tmp_path / "a.json", tmp_path / "b.json"
     file, other = write_pair_scores(record, scores), write_pair_scores(twin, scores)
     assert file.sha256 == other.sha256 == sha256_of(record.with_name(file.name))
-    assert (read_pair_scores(record) == scores).all()
+    assert (read_pair_scores(record, file) == scores).all()

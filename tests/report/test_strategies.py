@@ -74,7 +74,7 @@ def test_the_exhaustive_search_is_not_compared_with_itself(frame):
 
 
 def test_the_leaderboard_shows_the_strategies(frame, tmp_path):
-    markdown, _ = write_leaderboard(tmp_path, "demo", "Demo", tmp_path / "out")
+    markdown, _ = write_leaderboard(load_frame(tmp_path, "demo"), "demo", "Demo", tmp_path / "out")
     section = markdown.read_text().split("## Search strategies")[1].split("## Records")[0]
     (line,) = [line for line in section.splitlines() if "| greedy " in line]
     cells = [cell.strip() for cell in line.split("|")]

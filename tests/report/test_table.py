@@ -99,7 +99,7 @@ def test_failed_cells_appear_in_place_of_numbers(board, results, tmp_path):
     assert board.loc["zero", "status"] == "1 ok, 1 oom"
     assert board.loc["a-tuner", "status"] == "2 failed"
     assert board.loc["a-tuner", ["mIoU", "gain", "pairs", "peak_memory_mib"]].isna().all()
-    text = write_leaderboard(results, "demo", "Demo", tmp_path)[0].read_text()
+    text = write_leaderboard(load_frame(results, "demo"), "demo", "Demo", tmp_path)[0].read_text()
     scored = next(line for line in text.splitlines() if line.startswith("| a-tuner"))
     cells = [cell.strip() for cell in scored.strip("|").split("|")]
     assert cells[:4] == ["a-tuner", "2 failed", "failed", ""]
@@ -107,7 +107,7 @@ def test_failed_cells_appear_in_place_of_numbers(board, results, tmp_path):
 
 
 def test_markdown_states_origin_machine_and_records(results, tmp_path):
-    text = write_leaderboard(results, "demo", "Demo of swaps", tmp_path)[0].read_text()
+    text = write_leaderboard(load_frame(results, "demo"), "demo", "Demo of swaps", tmp_path)[0].read_text()
     assert text.startswith(
         "# Demo of swaps\n\nData: procedural: drawn by redfree, not photographs. Model: sam_nano (nano"
     )
@@ -131,14 +131,18 @@ def test_figures_are_percentages_with_two_decimals():
 
 
 def test_the_same_records_give_the_same_bytes(results, tmp_path):
-    first = [path.read_bytes() for path in write_leaderboard(results, "demo", "Demo", tmp_path / "a")]
-    second = [path.read_bytes() for path in write_leaderboard(results, "demo", "Demo", tmp_path / "b")]
+    first = [
+        path.read_bytes() for path in write_leaderboard(load_frame(results, "demo"), "demo", "Demo", tmp_path / "a")
+    ]
+    second = [
+        path.read_bytes() for path in write_leaderboard(load_frame(results, "demo"), "demo", "Demo", tmp_path / "b")
+    ]
     assert first == second
     assert b"2026-01-01" not in first[1]
 
 
 def test_csv_holds_every_figure_unrounded(results, tmp_path):
-    path = write_leaderboard(results, "demo", "Demo", tmp_path)[1]
+    path = write_leaderboard(load_frame(results, "demo"), "demo", "Demo", tmp_path)[1]
     table = pd.read_csv(path, float_precision="round_trip", dtype={"run_id": str}).set_index("run_id")
     frame = load_frame(results, "demo").set_index("run_id")
     assert list(table.index) == list(frame.index)
@@ -151,7 +155,7 @@ def test_several_machines_are_not_called_one(results, tmp_path):
     record = make_record("baseline", seeded("baseline", 0), dataset="procedural/natural")
     other = record.model_copy(update={"env": {**record.env, "machine": {"cpu": "Other CPU"}, "git_dirty": True}})
     save(results, other, seeded("baseline", 0))
-    text = write_leaderboard(results, "demo", "Demo", tmp_path)[0].read_text()
+    text = write_leaderboard(load_frame(results, "demo"), "demo", "Demo", tmp_path)[0].read_text()
     assert "2 kinds of machine; compare them only between records of the same machine" in text
     assert "0123456789abcdef (modified)" in text
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from tinyworld import make_model, make_sample
 
 from redfree.channels import ChannelMap
 from redfree.search.scores import Screen
-from redfree.search.shortlist import ShortlistSearch, best_pairs, calibrated
+from redfree.search.shortlist import ShortlistSearch, calibrated
+from redfree.search.subsets import ranked_pairs
 
 IMAGES = [4, 1, 6]
 
@@ -33,7 +35,7 @@ def test_the_planted_swap_is_found(semantics):
 
 @given(arrays(np.float64, (5, 5), elements=st.integers(-9, 9).map(float)), st.integers(1, 25))
 def test_the_best_pairs_are_those_of_the_largest_gains(gains, count):
-    pairs = best_pairs(gains, count)
+    pairs = list(islice(ranked_pairs(gains), count))
     others = [gains[i, j] for i in range(5) for j in range(5) if i != j and (i, j) not in pairs]
     values = [gains[pair] for pair in pairs]
     assert len(pairs) == len(set(pairs)) == min(count, 20)
@@ -45,7 +47,7 @@ def test_the_best_pairs_are_those_of_the_largest_gains(gains, count):
 @pytest.mark.parametrize("scored", [1, 5, 16, 56, 1000])
 def test_exactly_the_best_of_the_screen_are_scored(scored):
     spy = Spy(8, 9, planted(8, {(0, 5): 0.04, (3, 7): 0.09}, noise=0.02))
-    ranked = best_pairs(spy.screen(ChannelMap(8), IMAGES).gains, 56)
+    ranked = list(ranked_pairs(spy.screen(ChannelMap(8), IMAGES).gains))
     spy.asked, spy.maps = [], []
     found = ShortlistSearch(3, scored=scored)(spy, IMAGES)
     assert scored_alone(spy)[: min(scored, 56)] == ranked[:scored]

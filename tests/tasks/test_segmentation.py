@@ -4,8 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from tinyworld import iou_of_logits
 
-from redfree.tasks.segmentation import METRICS, count_pixels, image_dice, image_iou, iou_of_logits
+from redfree.tasks.segmentation import METRICS, count_pixels, image_dice, image_iou
 
 SUMMARISE = {metric.name: metric.summarise for metric in METRICS}
 MASK_PAIRS = array_shapes(min_dims=2, max_dims=2, max_side=12).flatmap(

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tinyworld import iou_of_logits
 
-from redfree.tasks.segmentation import count_pixels, iou_of_logits
+from redfree.tasks.segmentation import count_pixels
 from redfree.tasks.upscaled_iou import UpscaledTarget
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
