@@ -30,7 +30,9 @@ def validate(kind: type[Validated], data: object, where: str) -> Validated:
         field = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise UserError(f"{where}: {unknown('field', field, _fields_at(kind, first['loc'][:-1]))}") from None
-        raise UserError(f"{where}: field {field}: {first['msg']}") from None
+        # What several fields together violate has no field of its own.
+        part = f"field {field}: " if field else ""
+        raise UserError(f"{where}: {part}{first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _fields_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -151,7 +151,7 @@ def test_a_base_file_is_read_from_beside_the_suite(write):
             "options: {keep: 3}",
             "greedy has no option 'keep'; it has: budget, patience, scored, together",
         ),
-        ("guard: none", "options: {scored: -1}", "option scored is -1; give 1 or more"),
+        ("guard: none", "options: {scored: -1}", "method free: params: option scored is -1; give 1 or more"),
         ("guard: none", "options: {scored: many}", "method free: params: field options.scored: Input should be"),
         ("guard: none", "strategy: exhaustive, options: {scored: 3}", "has no option 'scored'; it has: none"),
         ("n_search: 3", "n_search: 0", "field protocol.n_search: Input should be greater"),
