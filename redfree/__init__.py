@@ -7,10 +7,11 @@ from typing import Any
 
 _HOMES = {
     "ChannelMap": "redfree.channels",
-    "load_sam": "redfree.models.weights",
+    "load_module": "redfree.models.loading",
+    "load_sam": "redfree.models.loading",
     "load_swap": "redfree.channels",
 }
-__all__ = ["ChannelMap", "load_sam", "load_swap"]
+__all__ = ["ChannelMap", "load_module", "load_sam", "load_swap"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

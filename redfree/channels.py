@@ -133,24 +133,55 @@ class ChannelMap:
         inner = first.index()
         return ChannelMap.from_index([-1 if f < 0 else inner[f] for f in self.index()])
 
-    def attach(self, model: nn.Module) -> Attachment:
-        """Makes a live `segment_anything` model decode mapped features, so that `SamPredictor` gives swapped masks.
+    def attach(self, model: nn.Module, at: str | None = None) -> Attachment:
+        """Makes a live model decode mapped features, so that the official predictors give swapped masks.
 
-        The map acts on the output of `model.image_encoder`; no parameter is touched.
+        No parameter is touched. The map acts on the output of the `image_encoder` of a `segment_anything` model, and in
+        a `sam2` model on the `image_embed` that its decoder is given, also where a predictor had encoded the image
+        before.
+
+        Args:
+            model: a `Sam` or a `SAM2Base`.
+            at: in a `sam2` model, "image_embed" (default) or "before_no_mem_embed".
 
         Returns:
             A handle whose `detach()` restores the model; it is also a context manager.
 
         Raises:
-            UserError: the model has no `image_encoder`, or its output has another number of channels.
+            UserError: the model is of neither package, its features have another number of channels, or it has no such
+                place.
         """
+        if hasattr(model, "sam_mask_decoder"):
+            return Attachment(self._attach_sam2(model, at or "image_embed"))
         encoder = getattr(model, "image_encoder", None)
         if not isinstance(encoder, nn.Module):
-            raise UserError(f"{type(model).__name__} has no image_encoder; attach to a segment_anything Sam")
-        channels = _output_channels(encoder)
+            raise UserError(f"{type(model).__name__} has no image_encoder; attach to a segment_anything or sam2 model")
+        if at is not None:
+            raise UserError(f"{type(model).__name__}: a swap acts on the encoder's output; leave out at={at!r}")
+        self._require_channels(_output_channels(encoder))
+        return Attachment(encoder.register_forward_hook(lambda _module, _inputs, output: self.apply(output)))
+
+    def _attach_sam2(self, model: nn.Module, at: str) -> RemovableHandle:
+        self._require_channels(int(cast(Any, model).hidden_dim))
+
+        def before_decoding(_module: nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401
+            return inputs, {**named, "image_embeddings": self.apply(named["image_embeddings"])}
+
+        def after_encoding(_module: nn.Module, _inputs: object, output: dict[str, Any]) -> dict[str, Any]:
+            *finer, features = output["backbone_fpn"]
+            mapped = self.apply(features)
+            return {**output, "vision_features": mapped, "backbone_fpn": [*finer, mapped]}
+
+        if at == "image_embed":
+            decoder = cast(nn.Module, model.sam_mask_decoder)
+            return decoder.register_forward_pre_hook(before_decoding, with_kwargs=True)
+        if at == "before_no_mem_embed":
+            return cast(nn.Module, model.image_encoder).register_forward_hook(after_encoding)
+        raise UserError(f"at={at!r} is no place in a sam2 model; it is image_embed or before_no_mem_embed")
+
+    def _require_channels(self, channels: int) -> None:
         if channels != self.channels:
             raise UserError(f"the swap is for {self.channels} channels, the model's encoder has {channels}")
-        return Attachment(encoder.register_forward_hook(lambda _module, _inputs, output: self.apply(output)))
 
     def to_json(self) -> dict[str, Any]:
         """The map as plain JSON data."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
@@ -13,19 +12,23 @@ from redfree.errors import UserError
 
 if TYPE_CHECKING:
     from redfree.bench.run import Outcome
-    from redfree.models.pretrain import Recipe
+
+Checked = TypeVar("Checked")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Results = Annotated[Path, typer.Option(help="Folder of the records.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder of the search log; REDFREE_CACHE or ~/.cache/redfree.")]
+Weights = Annotated[Path | None, typer.Option(help="Folder of checkpoints; REDFREE_WEIGHTS or weights in the cache.")]
 Only = Annotated[str | None, typer.Option(help="Only cells whose model/dataset/method/seed contains this text.")]
 Shard = Annotated[str, typer.Option(help="i/n: the i-th of n parts, from 1.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change a field: protocol.n_search=20.")]
 
 
 def _cache(option: Path | None) -> Path:
-    return option or Path(os.environ.get("REDFREE_CACHE") or Path.home() / ".cache" / "redfree")
+    from redfree.models.checkpoints import cache_folder
+
+    return cache_folder(option)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -35,31 +38,62 @@ def _shard(text: str) -> tuple[int, int]:
     return int(part), int(total)
 
 
-def _overrides(settings: list[str] | None) -> dict[str, object]:
+def _settings(flag: str, settings: list[str] | None, example: str) -> dict[str, Any]:
     import yaml
 
     pairs = [setting.partition("=") for setting in settings or []]
     for name, equals, _ in pairs:
         if not (name and equals):
-            raise UserError(f"--set {name!r} is not FIELD=VALUE, such as protocol.n_search=20")
+            raise UserError(f"{flag} {name!r} is not NAME=VALUE, such as {example}")
     try:
         return {name: yaml.safe_load(value) for name, _, value in pairs}
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"--set: a value is not YAML ({reason}); quote it, or write lists as [1, 2]") from None
+        raise UserError(f"{flag}: a value is not YAML ({reason}); quote it, or write lists as [1, 2]") from None
+
+
+def _overrides(settings: list[str] | None) -> dict[str, Any]:
+    return _settings("--set", settings, "protocol.n_search=20")
 
 
 @app.command("list")
-def list_names() -> None:
-    """Lists suites, models, datasets and methods."""
+def list_names(
+    kind: Annotated[str | None, typer.Argument(help="suites, models, datasets or methods, in full.")] = None,
+    weights: Weights = None,
+) -> None:
+    """Lists suites, models, datasets and methods; of models also sizes, checkpoints and licences."""
     from redfree.bench.catalogue import METHOD_PARAMS
     from redfree.data.registry import DATASETS
-    from redfree.models.catalogue import NANO_ARCHITECTURES
+    from redfree.errors import unknown
+    from redfree.models.catalogue import MODELS
+    from redfree.models.checkpoints import weights_folder
+    from redfree.report.models import models_table
 
     suites = sorted(path.stem for path in Path("benchmarks").glob("*.yaml"))
-    groups = {"suites": suites, "models": NANO_ARCHITECTURES, "datasets": DATASETS, "methods": METHOD_PARAMS}
-    for kind, names in groups.items():
-        typer.echo(f"{kind}: {', '.join(names) or '(none here; run inside a checkout)'}")
+    groups = {"suites": suites, "models": MODELS, "datasets": DATASETS, "methods": METHOD_PARAMS}
+    if kind is not None and kind not in groups:
+        raise unknown("kind", kind, groups)
+    if kind == "models":
+        typer.echo(models_table(weights_folder(weights)))
+        return
+    for each in [kind] if kind else groups:
+        typer.echo(f"{each}: {', '.join(groups[each]) or '(none here; run inside a checkout)'}")
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str], typer.Argument(help="Names of checkpoints, such as sam_vit_b.")],
+    weights: Weights = None,
+) -> None:
+    """Downloads checkpoints, checks size and SHA-256, and shows their paths; goes on where it was stopped."""
+    from redfree.models.checkpoints import checkpoint_of, weights_folder
+    from redfree.models.fetch import fetch as fetch_checkpoint
+
+    folder = weights_folder(weights)
+    for name in names:
+        checkpoint_of(name)  # a misspelt name is better known before gigabytes than after them
+    for name in names:
+        typer.echo(str(fetch_checkpoint(name, folder)))
 
 
 @app.command()
@@ -86,6 +120,7 @@ def run(
     parallel: Annotated[int, typer.Option(min=1, help="Cells measured at a time.")] = 1,
     only: Only = None,
     shard: Shard = "1/1",
+    feature_cache: Annotated[bool, typer.Option(help="Keep features on disk and take them from there.")] = False,
     settings: Set = None,
 ) -> None:
     """Measures the cells of a suite, one process and one record each; goes on where it was stopped."""
@@ -93,6 +128,7 @@ def run(
     from redfree.bench.suite import load_suite
     from redfree.bench.suite import plan as expand
     from redfree.errors import unknown
+    from redfree.models.checkpoints import FEATURES
     from redfree.records.store import require_writable
 
     if policy not in execution.POLICIES:
@@ -100,7 +136,8 @@ def run(
     require_writable(_cache(cache))
     requests = expand(load_suite(suite, _overrides(settings)), only, _shard(shard))
     jobs = execution.jobs_of(requests, results)
-    outcomes = execution.run(jobs, results, _cache(cache), policy, _say, parallel=parallel)
+    features = _cache(cache) / FEATURES if feature_cache else None
+    outcomes = execution.run(jobs, results, _cache(cache), policy, _say, parallel=parallel, features=features)
     bad = [outcome for outcome in outcomes if outcome.status in ("failed", "oom")]
     typer.echo(f"{len(outcomes)} cells, {len(bad)} failed")
     if bad:
@@ -119,7 +156,8 @@ def adapt(
     data: Annotated[Path | None, typer.Option(help="Images and masks, split by seed: folder or .jsonl.")] = None,
     search: Annotated[Path | None, typer.Option(help="Images that choose, in place of --data.")] = None,
     test: Annotated[Path | None, typer.Option(help="Images that are scored, in place of --data.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights file in place of the shipped one.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights file, in place of the one by name.")] = None,
+    options: Annotated[list[str] | None, typer.Option("--option", help="Of the model: attention=official.")] = None,
     n_search: Annotated[int | None, typer.Option(min=2, help="Images that choose; 50, or half of fewer.")] = None,
     n_pairs: Annotated[int, typer.Option(min=1, max=16, help="N of the Top-N.")] = 10,
     folds: Annotated[int, typer.Option(min=2, help="Folds of the guard.")] = 5,
@@ -128,6 +166,7 @@ def adapt(
     mask_threshold: Annotated[int | None, typer.Option(min=1, help="Masks: values from this on are object.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of split and folds.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 2,
+    feature_cache: Annotated[bool, typer.Option(help="Keep features on disk; `redfree cache` shows them.")] = True,
     cache: Cache = None,
 ) -> None:
     """Searches a swap on your own images and says whether it can be trusted."""
@@ -139,10 +178,11 @@ def adapt(
     for kind, given, known in (("guard", guard, get_args(GuardRule)), ("strategy", strategy, STRATEGY_OPTIONS)):
         if given not in known:
             raise unknown(kind, given, known)
-    options = adaptation.AdaptOptions(
+    chosen = adaptation.AdaptOptions(
         model=model,
         out=out,
         checkpoint=checkpoint,
+        model_options=_settings("--option", options, "attention=official"),
         data=data,
         search=search,
         test=test,
@@ -154,12 +194,29 @@ def adapt(
         mask_threshold=mask_threshold,
         seed=seed,
         threads=threads,
+        feature_cache=feature_cache,
     )
-    found = adaptation.adapt(options, _cache(cache))
+    found = adaptation.adapt(chosen, _cache(cache))
     adaptation.write_adaptation(found, out)
     write_report(found, out)
     typer.echo(verdict(found))
     typer.echo(f"report: {out / 'report.md'}")
+
+
+@app.command("cache")
+def show_cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove the features; scores and weights stay.")] = False,
+    cache: Cache = None,
+) -> None:
+    """Shows what features on disk take, and removes them on demand."""
+    from redfree.models import feature_cache
+    from redfree.models.checkpoints import FEATURES
+
+    folder = _cache(cache) / FEATURES
+    if clear:
+        feature_cache.clear(folder)
+    count, size = feature_cache.size(folder)
+    typer.echo(f"{folder}: features of {count} images, {size / 2**20:,.1f} MiB")
 
 
 def _title(suite: str) -> str:
@@ -249,42 +306,62 @@ def pretrain(
     """Trains a nano model by its recipe."""
     import torch
 
-    from redfree.models.pretrain import pretrain as train
+    from redfree.models.catalogue import DINO_NANO_ARCHITECTURES
     from redfree.records.store import require_writable
 
-    chosen = _recipe(recipe)
+    data = _recipe(recipe)
     require_writable(out)
     torch.set_num_threads(threads)
-    typer.echo(str(train(chosen, out)))
+    if data.get("model") in DINO_NANO_ARCHITECTURES:
+        from redfree.models.pretrain_dino import DinoRecipe, pretrain_dino
+
+        typer.echo(str(pretrain_dino(_checked(DinoRecipe, data, recipe), out)))
+    else:
+        from redfree.models.pretrain import Recipe
+        from redfree.models.pretrain import pretrain as train
+
+        typer.echo(str(train(_checked(Recipe, data, recipe), out)))
 
 
-def _recipe(path: Path) -> Recipe:
-    from dataclasses import fields
-
+def _recipe(path: Path) -> dict[str, object]:
     import yaml
-    from pydantic import TypeAdapter, ValidationError
 
     from redfree.data.procedural.scenes import DOMAINS
     from redfree.errors import unknown
-    from redfree.models.catalogue import NANO_ARCHITECTURES
-    from redfree.models.pretrain import Recipe
+    from redfree.models.catalogue import DINO_NANO_ARCHITECTURES, NANO_ARCHITECTURES, SAM2_NANO_ARCHITECTURES
 
     if not path.is_file():
         raise UserError(f"{path}: no such recipe")
     try:
         data = yaml.safe_load(path.read_text("utf-8"))
-        chosen = TypeAdapter(Recipe).validate_python(data)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: not a recipe; it needs at least a line `model: NAME`")
+    models = [*NANO_ARCHITECTURES, *SAM2_NANO_ARCHITECTURES, *DINO_NANO_ARCHITECTURES]
+    for field, known in (("model", models), ("domain", list(DOMAINS))):
+        if field in data and data[field] not in known:
+            raise UserError(f"{path}: {unknown(field, str(data[field]), known)}")
+    return data
+
+
+def _checked(kind: type[Checked], data: dict[str, object], path: Path) -> Checked:
+    from dataclasses import fields
+
+    from pydantic import TypeAdapter, ValidationError
+
+    from redfree.errors import unknown
+
+    # Pydantic lets a dataclass have fields that it does not know: a misspelt one would be silently unused.
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in data:
+        if name not in known:
+            raise UserError(f"{path}: {unknown('field', str(name), known)}")
+    try:
+        return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{path}: field {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    # Pydantic lets a dataclass have fields that it does not know: a misspelt one would be silently unused.
-    known = {"field": [field.name for field in fields(Recipe)], "model": NANO_ARCHITECTURES, "domain": DOMAINS}
-    for kind, name in (*(("field", str(key)) for key in data), ("model", chosen.model), ("domain", chosen.domain)):
-        if name not in known[kind]:
-            raise UserError(f"{path}: {unknown(kind, name, known[kind])}")
-    return chosen
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from redfree.models import catalogue
 from redfree.models.nano import NanoArchitecture, build_nano
 
 settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
@@ -31,6 +32,14 @@ def fixed_seeds():
 @pytest.fixture
 def tiny_arch():
     return TINY
+
+
+@pytest.fixture
+def tiny_model(monkeypatch):
+    """Makes "tiny" a named model whose weights are a part of the package."""
+    entry = catalogue.ModelEntry("segment_anything", "tiny", 0, TINY.channels, ships=True)
+    monkeypatch.setitem(catalogue.NANO_ARCHITECTURES, "tiny", TINY)
+    monkeypatch.setitem(catalogue.MODELS, "tiny", entry)
 
 
 @pytest.fixture

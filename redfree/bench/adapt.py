@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from redfree.bench.catalogue import SwapParams
 from redfree.bench.cell import CellRequest, Measurement, measure, write_measurement
@@ -17,7 +19,8 @@ from redfree.channels import ChannelMap
 from redfree.data.folder import FolderDataset
 from redfree.data.schema import SegmentationDataset
 from redfree.errors import UserError
-from redfree.models.weights import shipped_weights
+from redfree.models.checkpoints import FEATURES
+from redfree.models.loading import check_options
 from redfree.records.schema import MethodSpec, Protocol
 from redfree.records.statistics import bootstrap_mean_ci95
 from redfree.records.store import require_writable
@@ -33,7 +36,8 @@ class AdaptOptions:
 
     Attributes:
         model: name of the model.
-        checkpoint: weights file; None for those that ship.
+        checkpoint: weights file; None for those that ship or were downloaded.
+        model_options: options of the model that are not at their default.
         data: folder or manifest that is split by seed; None where `search` and `test` are given.
         search: folder or manifest of the images that choose.
         test: folder or manifest of the images that are scored.
@@ -46,11 +50,13 @@ class AdaptOptions:
         mask_threshold: masks hold the object where they are at least this; None reads two-valued masks.
         seed: seed of split and folds.
         threads: torch threads.
+        feature_cache: whether features are kept on disk, beside the search log.
     """
 
     model: str
     out: Path
     checkpoint: Path | None = None
+    model_options: Mapping[str, JsonValue] = field(default_factory=dict)
     data: Path | None = None
     search: Path | None = None
     test: Path | None = None
@@ -62,6 +68,7 @@ class AdaptOptions:
     mask_threshold: int | None = None
     seed: int = 0
     threads: int = 2
+    feature_cache: bool = True
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,7 @@ def _request(options: AdaptOptions, dataset: SegmentationDataset, n_search: int,
     return CellRequest(
         suite="adapt",
         model=options.model,
+        options=dict(options.model_options),
         dataset=about["name"],
         seed=options.seed,
         method=MethodSpec(name="swap", label="swap", params=params),
@@ -159,17 +167,18 @@ def _request(options: AdaptOptions, dataset: SegmentationDataset, n_search: int,
 def adapt(options: AdaptOptions, cache: Path) -> Adaptation:
     """Searches a swap on the user's images and scores it on images that had no part in choosing it.
 
-    Nothing is written but the search log, from which a killed search goes on.
+    Nothing is written but features and the search log, from which a killed search goes on.
 
     Raises:
         UserError: an image, mask, point, option or weights file is not usable; the message names it and the mend.
     """
     require_writable(options.out)
     require_writable(cache)
+    check_options(options.model, options.model_options)
     dataset, n_search, n_test = _open(options)
     request = _request(options, dataset, n_search, n_test)
-    weights = options.checkpoint or shipped_weights(options.model)
-    measurement = measure(request, dataset, weights, SearchLog(cache / "scores"))
+    features = cache / FEATURES if options.feature_cache else None
+    measurement = measure(request, dataset, options.checkpoint, SearchLog(cache / "scores"), features)
     test, found = measurement.setup.test, measurement.choice.searched
     assert found is not None
     return Adaptation(

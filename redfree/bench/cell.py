@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import Field, JsonValue
 
 from redfree.bench.methods import METHODS, Choice, Situation
 from redfree.data.registry import open_dataset
 from redfree.data.schema import Sample, SegmentationDataset, read_samples, split_sha256
 from redfree.errors import UserError
-from redfree.files import sha256_of
-from redfree.measure.phases import Stopwatch
-from redfree.models.sam import SamModel
-from redfree.models.weights import load_model, shipped_weights
+from redfree.measure.phases import Phase, Stopwatch
+from redfree.models.base import Model
+from redfree.models.feature_cache import FeatureCache
+from redfree.models.loading import check_options, load_model
+from redfree.models.weights import published_sha256
 from redfree.records import schema
 from redfree.records.provenance import environment, now
 from redfree.records.statistics import bootstrap_ci95
@@ -36,6 +38,7 @@ class CellRequest(schema.Strict):
 
     suite: str
     model: str
+    options: dict[str, JsonValue] = Field(default_factory=dict)
     dataset: str
     seed: int
     method: schema.MethodSpec
@@ -69,11 +72,19 @@ class Splits:
 
 @dataclass(frozen=True)
 class Setup:
-    """A cell's model and its evaluators on the two splits."""
+    """A cell's model and its evaluators on the two splits.
 
-    model: SamModel
+    Attributes:
+        model: the model.
+        test: scores the test images.
+        choosing: scores the images that choose; None for a method that does not search.
+        images_read: images whose features were on disk, and so are not in the seconds of the encode phase.
+    """
+
+    model: Model
     test: SegmentationEvaluator
     choosing: SegmentationEvaluator | None
+    images_read: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,14 +131,17 @@ def spec_of(request: CellRequest, dataset: SegmentationDataset, splits: Splits, 
 
 
 def identify(request: CellRequest) -> schema.Spec:
-    """The identity of a cell of a registered dataset and a shipped model, without measuring it."""
+    """The identity of a cell of a registered dataset and a model of the catalogue, without measuring it.
+
+    Raises:
+        UserError: no SHA-256 of the model's weights is published, and they are not here.
+    """
     facts = {"test": _split_facts(request.dataset, "test", request.protocol.n_test, 0)}
     if request.selects_on == "search":
         facts["choosing"] = _split_facts(request.dataset, "search", request.protocol.n_search, request.seed)
     elif request.selects_on == "test":
         facts["choosing"] = facts["test"]
-    digest = sha256_of(shipped_weights(request.model))
-    return _spec(request, open_dataset(request.dataset), facts, digest)
+    return _spec(request, open_dataset(request.dataset), facts, published_sha256(request.model))
 
 
 @lru_cache(maxsize=256)
@@ -139,12 +153,13 @@ def _split_facts(dataset: str, split: str, count: int, seed: int) -> tuple[int, 
 def _spec(
     request: CellRequest, dataset: SegmentationDataset, facts: dict[str, tuple[int, str]], model_sha256: str
 ) -> schema.Spec:
-    about = dataset.describe()
+    about, options = dataset.describe(), check_options(request.model, request.options)
+    recorded = options.recorded() if options else request.options
     return schema.Spec(
         suite=request.suite,
         task="segmentation",
         protocol=request.protocol,
-        model=schema.ModelSpec(name=request.model, checkpoint_sha256=model_sha256),
+        model=schema.ModelSpec(name=request.model, checkpoint_sha256=model_sha256, options=recorded),
         dataset=schema.DatasetSpec(
             name=about["name"],
             revision=about["revision"],
@@ -157,21 +172,23 @@ def _spec(
     )
 
 
-def prepare(request: CellRequest, model: SamModel, splits: Splits, log: SearchLog, stopwatch: Stopwatch) -> Setup:
+def prepare(request: CellRequest, model: Model, splits: Splits, log: SearchLog, features: FeatureCache) -> Setup:
     """Encodes the images of a cell, each once."""
-    protocol = request.protocol
+    protocol, read = request.protocol, 0
 
     def evaluator(samples: Sequence[Sample]) -> SegmentationEvaluator:
-        features = model.encode([sample.image for sample in samples])
-        batch = protocol.batch or default_batch(features.maps)
+        nonlocal read
+        encoding = features.encode(model, [sample.image for sample in samples])
+        read += encoding.read
+        batch = protocol.batch or default_batch(encoding.features.maps)
         decoder, dtype = protocol.decoder, protocol.search_dtype
-        return SegmentationEvaluator(model, samples, features, log, batch, decoder, dtype)
+        return SegmentationEvaluator(model, samples, encoding.features, log, batch, decoder, dtype)
 
-    with stopwatch.phase("encode"):
-        test = evaluator(splits.test)
-        if splits.choosing is None:
-            return Setup(model, test, None)
-        return Setup(model, test, test if splits.choosing is splits.test else evaluator(splits.choosing))
+    test = evaluator(splits.test)
+    if splits.choosing is None:
+        return Setup(model, test, None, read)
+    choosing = test if splits.choosing is splits.test else evaluator(splits.choosing)
+    return Setup(model, test, choosing, read)
 
 
 def choose(request: CellRequest, setup: Setup, stopwatch: Stopwatch) -> Choice:
@@ -181,14 +198,21 @@ def choose(request: CellRequest, setup: Setup, stopwatch: Stopwatch) -> Choice:
     return method.choose(situation, method.params.model_validate(request.method.params))
 
 
-def measure(request: CellRequest, dataset: SegmentationDataset, model_file: Path, log: SearchLog) -> Measurement:
+def measure(
+    request: CellRequest,
+    dataset: SegmentationDataset,
+    model_file: Path | None,
+    log: SearchLog,
+    feature_folder: Path | None = None,
+) -> Measurement:
     """Measures one cell in this process.
 
     Args:
         request: what to measure.
         dataset: the adapter that `request.dataset` names.
-        model_file: weights of the model.
+        model_file: weights of the model; None takes those that ship or were downloaded.
         log: where scores are kept and found.
+        feature_folder: where features are kept and found; None encodes every image and keeps nothing.
 
     Raises:
         UserError: weights or images are defective.
@@ -196,9 +220,10 @@ def measure(request: CellRequest, dataset: SegmentationDataset, model_file: Path
     torch.set_num_threads(request.protocol.threads)
     stopwatch = Stopwatch()
     with stopwatch.phase("load"):
-        model = load_model(request.model, model_file)
+        model = load_model(request.model, model_file, request.options)
         splits = load_splits(request, dataset)
-    setup = prepare(request, model, splits, log, stopwatch)
+    with stopwatch.phase("encode"):
+        setup = prepare(request, model, splits, log, _feature_cache(request, feature_folder))
     choice = choose(request, setup, stopwatch)
     with stopwatch.phase("evaluate"):
         counts = np.stack([setup.test.count(channel_map) for channel_map in choice.maps])
@@ -208,13 +233,23 @@ def measure(request: CellRequest, dataset: SegmentationDataset, model_file: Path
         created_at=now(),
         status="ok",
         spec=spec,
-        phases=[schema.PhaseRecord.model_validate(asdict(phase)) for phase in stopwatch.phases],
+        phases=[_phase(phase, setup) for phase in stopwatch.phases],
         scores=scores_of(counts),
         cost=_cost(setup, choice),
         result=_result(choice),
         env=environment(),
     )
     return Measurement(record, counts, setup, choice)
+
+
+def _phase(phase: Phase, setup: Setup) -> schema.PhaseRecord:
+    read = setup.images_read if phase.name == "encode" else 0
+    return schema.PhaseRecord.model_validate({**asdict(phase), "images_read": read})
+
+
+def _feature_cache(request: CellRequest, folder: Path | None) -> FeatureCache:
+    options = check_options(request.model, request.options)
+    return FeatureCache(folder, options.features if options else "float32")
 
 
 def scores_of(counts: Counts) -> list[schema.Score]:
@@ -242,7 +277,7 @@ def _cost(setup: Setup, choice: Choice) -> schema.Cost:
         candidates_scored=sum(step.evaluations for step in trace),
         decoder_passes=ledger.passes,
         scoring_seconds=ledger.seconds,
-        cache_bytes=sum(e.features.maps.nbytes for e in evaluators),
+        cache_bytes=sum(e.features.nbytes for e in evaluators),
         decode_batch=setup.choosing.batch if setup.choosing else None,
     )
 

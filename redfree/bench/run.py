@@ -68,6 +68,7 @@ def run(
     report: Callable[[Outcome], None],
     *,
     parallel: int = 1,
+    features: Path | None = None,
 ) -> list[Outcome]:
     """Measures cells, those of one model, dataset and seed one after the other.
 
@@ -79,6 +80,7 @@ def run(
             nothing.
         report: called with each outcome as soon as it is known.
         parallel: cells measured at a time; their seconds are then those of a machine that is busy with the others.
+        features: folder where features are kept and found; None encodes every image in every cell.
 
     Returns:
         The outcomes, as they came. A cell that fails leaves a record that says so and does not stop the others.
@@ -88,7 +90,7 @@ def run(
     """
     require_writable(results)
     groups = [list(group) for _, group in groupby(jobs, key=lambda job: job.group)]
-    runner = _Runner(cache, policy)
+    runner = _Runner(cache, policy, features)
     with ThreadPoolExecutor(parallel) as pool:
         for group in groups:
             pool.submit(runner.run_group, group)
@@ -108,8 +110,9 @@ def _announced(outcome: Outcome, report: Callable[[Outcome], None]) -> Outcome:
 class _Runner:
     """Runs groups of cells in threads, each cell in a process of its own, until it is stopped."""
 
-    def __init__(self, cache: Path, policy: str) -> None:
-        self._cache, self._policy = cache, policy
+    def __init__(self, cache: Path, policy: str, features: Path | None) -> None:
+        self._folders = [str(folder) for folder in (cache, features) if folder is not None]
+        self._policy = policy
         self._done: SimpleQueue[Outcome | BaseException] = SimpleQueue()
         self._live: set[subprocess.Popen[str]] = set()
         self._stopped = False
@@ -156,7 +159,7 @@ class _Runner:
         return Outcome(job, "oom" if memory else "failed", error)
 
     def _spawn(self, job: Job) -> tuple[int, str]:
-        command = [sys.executable, "-m", "redfree.bench.worker", str(job.path), str(self._cache)]
+        command = [sys.executable, "-m", "redfree.bench.worker", str(job.path), *self._folders]
         # Set before the process starts: OpenMP reads them once, when torch is imported.
         threads = {name: str(job.request.protocol.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         # A session of its own, so that Ctrl-C reaches the suite and not the cell, which would seem to have failed.

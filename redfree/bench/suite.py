@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 
 from redfree.bench.catalogue import METHOD_PARAMS
 from redfree.bench.cell import CellRequest
 from redfree.data.registry import DATASETS
 from redfree.errors import UserError, unknown
-from redfree.models.catalogue import NANO_ARCHITECTURES
+from redfree.models.catalogue import MODELS
 from redfree.records.schema import MethodSpec, Protocol, Strict
 from redfree.validation import validate
 
@@ -29,6 +29,13 @@ class MethodEntry(Strict):
     params: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+class ModelUse(Strict):
+    """A model of a suite, with its options where they are not at their default."""
+
+    name: str
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+
+
 class Suite(Strict):
     """What to run: the product of models, datasets, methods and seeds.
 
@@ -36,7 +43,7 @@ class Suite(Strict):
         suite: name of the results folder.
         title: heading of the leaderboard.
         task: the task of every dataset.
-        models: names of models.
+        models: names of models, or a name with options.
         datasets: names of datasets.
         methods: methods with their parameters.
         seeds: seeds of search images, folds and random draws.
@@ -46,11 +53,16 @@ class Suite(Strict):
     suite: str
     title: str
     task: str = Field(pattern="^segmentation$")
-    models: list[str] = Field(min_length=1)
+    models: list[ModelUse] = Field(min_length=1)
     datasets: list[str] = Field(min_length=1)
     methods: list[MethodEntry] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
     protocol: Protocol = Protocol()
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _names_are_models(cls, models: object) -> object:
+        return [{"name": m} if isinstance(m, str) else m for m in models] if isinstance(models, list) else models
 
 
 def find_suite(name: str) -> Path:
@@ -83,12 +95,18 @@ def load_suite(name: str, overrides: Mapping[str, Any] | None = None) -> Suite:
         raise UserError(f"{path}: not a suite ({' '.join(str(error).split())})") from None
     suite = validate(Suite, config.to_dict(), str(path))
     for model in suite.models:
-        if model not in NANO_ARCHITECTURES:
-            raise UserError(f"{path}: models: {unknown('model', model, NANO_ARCHITECTURES)}")
+        _check_model(model, f"{path}: models")
     for dataset in suite.datasets:
         if dataset not in DATASETS:
             raise UserError(f"{path}: datasets: {unknown('dataset', dataset, DATASETS)}")
     return suite
+
+
+def _check_model(model: ModelUse, where: str) -> None:
+    known = [name for name, entry in MODELS.items() if entry.promptable]
+    if model.name not in known:
+        raise UserError(f"{where}: {unknown('model', model.name, known)}")
+    validate(MODELS[model.name].options, model.options, f"{where}: options of {model.name}")
 
 
 def _method_spec(entry: MethodEntry, where: str) -> MethodSpec:
@@ -118,7 +136,15 @@ def plan(suite: Suite, only: str | None = None, shard: tuple[int, int] = (1, 1))
     if not groups:
         raise UserError(f"shard {shard[0]}/{shard[1]} is empty: the suite has {len(everything)} groups to divide")
     cells = [
-        CellRequest(suite=suite.suite, model=model, dataset=dataset, seed=seed, method=method, protocol=suite.protocol)
+        CellRequest(
+            suite=suite.suite,
+            model=model.name,
+            options=model.options,
+            dataset=dataset,
+            seed=seed,
+            method=method,
+            protocol=suite.protocol,
+        )
         for (model, dataset, seed), method in product(groups, methods)
     ]
     kept = [cell for cell in cells if only is None or only in cell.title]

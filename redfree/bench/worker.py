@@ -1,4 +1,4 @@
-"""The process of one cell: `python -m redfree.bench.worker RECORD CACHE`, the request on standard input."""
+"""The process of one cell: `python -m redfree.bench.worker RECORD CACHE [FEATURES]`, the request on standard input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from redfree.bench.cell import CellRequest, measure, write_measurement
 from redfree.data.registry import open_dataset
 from redfree.errors import UserError
-from redfree.models.weights import shipped_weights
 from redfree.search.log import SearchLog
 
 
@@ -27,7 +26,8 @@ def main() -> int:
     path, cache = Path(sys.argv[1]), Path(sys.argv[2])
     try:
         dataset = open_dataset(request.dataset)
-        measurement = measure(request, dataset, shipped_weights(request.model), SearchLog(cache / "scores"))
+        features = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+        measurement = measure(request, dataset, None, SearchLog(cache / "scores"), features)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

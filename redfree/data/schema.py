@@ -28,15 +28,22 @@ SEGMENTATION = datasets.Features(
 
 @dataclass(frozen=True)
 class Prompt:
-    """Point prompts of one object.
+    """Point prompts of one object, a box around it, or both.
 
     Attributes:
         points: (x, y) pixel indices in the image's own frame.
         labels: 1 for a point on the object, 0 for one on the background; as many as points.
+        box: (x0, y0, x1, y1) of the box's upper left and lower right corner, None without a box.
     """
 
     points: tuple[tuple[float, float], ...]
     labels: tuple[int, ...]
+    box: tuple[float, float, float, float] | None = None
+
+    def __repr__(self) -> str:
+        """The fields that are set; split hashes of prompts without a box rest on it."""
+        box = "" if self.box is None else f", box={self.box!r}"
+        return f"Prompt(points={self.points!r}, labels={self.labels!r}{box})"
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -31,15 +33,49 @@ class Frame:
 
 @dataclass(frozen=True)
 class Features:
-    """Encoder outputs of some images, on which swaps act.
+    """Encoder outputs of some images.
 
     Attributes:
-        maps: (B, C, H, W) float32.
+        maps: (B, C, H, W) float32, on which swaps act.
         frames: the B frames.
+        high_resolution: of SAM 2, the features (B, C / 8, 4H, 4W) and (B, C / 4, 2H, 2W), which swaps leave alone.
     """
 
     maps: Tensor
     frames: tuple[Frame, ...]
+    high_resolution: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        """Number of images B."""
+        return len(self.frames)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the features take."""
+        return sum(tensor.nbytes for tensor in (self.maps, *self.high_resolution))
+
+    def fingerprint(self) -> str:
+        """A hash of the values."""
+        digest = hashlib.blake2b()
+        for level in (self.maps, *self.high_resolution):
+            digest.update(level.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def select(self, images: Sequence[int]) -> Features:
+        """The features of some of the images."""
+        chosen, frames = list(images), tuple(self.frames[d] for d in images)
+        return Features(self.maps[chosen], frames, tuple(high[chosen] for high in self.high_resolution))
+
+    def with_maps(self, maps: Tensor) -> Features:
+        """The same with other maps (B, C, H, W)."""
+        return replace(self, maps=maps)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Features]) -> Features:
+        """The features of the images of all parts, in order."""
+        frames = tuple(frame for part in parts for frame in part.frames)
+        levels = zip(*(part.high_resolution for part in parts), strict=True)
+        return cls(torch.cat([part.maps for part in parts]), frames, tuple(torch.cat(level) for level in levels))
 
 
 class Model(Protocol):
@@ -53,6 +89,14 @@ class Model(Protocol):
         """Features of RGB images, each (H, W, 3) uint8 of any size."""
         ...
 
+    def encode_each(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[Features]:
+        """As `encode`, a batch at a time."""
+        ...
+
+    def options(self) -> dict[str, Any]:
+        """What a record says of the model beside its name and weights."""
+        ...
+
     def prompt_tokens(self, prompt: Prompt, frame: Frame) -> Tensor:
         """Prompt embeddings (1, N, C) of one prompt."""
         ...
@@ -62,24 +106,20 @@ class Model(Protocol):
         """Whether `swap_decoder` is faster than `map_decoder`."""
         ...
 
-    def map_decoder(self, features: Tensor, tokens: Tensor) -> MapDecoder:
-        """Decodes each map of one image's features (C, H, W) on its own."""
+    def map_decoder(self, image: Features, tokens: Tensor) -> MapDecoder:
+        """Decodes each map of the features of one image on its own."""
         ...
 
-    def swap_decoder(self, features: Tensor, tokens: Tensor) -> MapDecoder:
-        """Decodes maps of one image's features (C, H, W), computing once what they share."""
+    def swap_decoder(self, image: Features, tokens: Tensor) -> MapDecoder:
+        """Decodes maps of the features of one image, computing once what they share."""
         ...
 
-    def low_resolution(self, features: Tensor) -> tuple[tuple[int, int], int]:
-        """(h, w) of the logits of features (..., H, W), and the factor from there to the model's input."""
+    def low_resolution(self, features: Features) -> tuple[tuple[int, int], int]:
+        """(h, w) of the logits of features, and the factor from there to the model's input."""
         ...
 
-    def gradient(self, features: Tensor, tokens: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
-        """Gradient by features (B, C, H, W) with tokens (B, N, C) of a loss of the low-resolution logits (B, h, w)."""
-        ...
-
-    def decode_maps(self, maps: Tensor, tokens: Tensor) -> Tensor:
-        """Low-resolution logits (B, h, w) of B feature maps (B, C, H, W) with (1, N, C) or (B, N, C) prompt tokens."""
+    def gradient(self, features: Features, tokens: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """Gradient by the maps of B images with tokens (B, N, C) of a loss of the low-resolution logits (B, h, w)."""
         ...
 
     def upscale(self, logits: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:

@@ -19,11 +19,9 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import MaskDecoder, Sam
-from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor, nn
 
-from redfree.models.decoding import attend, prompt_queries
+from redfree.models.decoding import Attention, DecoderLayers, TwoWayAttentionBlock, attend
 
 Computed = TypeVar("Computed")
 
@@ -253,12 +251,10 @@ def changes_of(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
 class SharedWeights:
     """What all images share: the decoder's layers, applied to the matrices of the rows."""
 
-    def __init__(self, sam: Sam) -> None:
-        """Computes it from a model whose weights must not change afterwards."""
-        decoder = cast(MaskDecoder, sam.mask_decoder)
-        transformer = self.transformer = decoder.transformer
-        self.sam, self.decoder = sam, decoder
-        position = sam.prompt_encoder.get_dense_pe()[0].flatten(1).T
+    def __init__(self, layers: DecoderLayers) -> None:
+        """Computes it from layers whose weights must not change afterwards."""
+        transformer = layers.transformer
+        self.layers, position = layers, layers.position()[0].flatten(1).T
         one_hot = torch.eye(position.shape[1], dtype=position.dtype, device=position.device)
         shared = _Shared((one_hot,), torch.zeros_like(one_hot[0]))
         self.blocks: list[_Block] = []
@@ -267,8 +263,22 @@ class SharedWeights:
             shared = self.blocks[-1].after
         last = transformer.final_attn_token_to_image
         self.last, self.looks = last, _Looks(shared, position, (last.k_proj, last.v_proj), int(last.num_heads))
-        first = decoder.output_upscaling[0]
-        self.upscaling = shared.project(first.weight.permute(0, 2, 3, 1).flatten(1), first.bias.repeat(4))
+        first = cast(nn.ConvTranspose2d, layers.upscaling[0])
+        bias = cast(Tensor, first.bias).repeat(4)
+        self.upscaling = shared.project(first.weight.permute(0, 2, 3, 1).flatten(1), bias)
+
+
+def _by_quarters(high: Tensor, times: int) -> Tensor:
+    """A feature map (c, 2**times h, 2**times w) in the order in which a position is split in four, `times` times.
+
+    Returns:
+        (h w 4**(times - 1), 4 c).
+    """
+    channels, height, width = high.shape
+    parts = high.reshape(channels, height >> times, *[2] * times, width >> times, *[2] * times)
+    rows, columns = [1, *range(2, 2 + times)], [2 + times, *range(3 + times, 3 + 2 * times)]
+    order = [axis for pair in zip(rows, columns, strict=True) for axis in pair]
+    return parts.permute(*order, 0).reshape(-1, 4 * channels)
 
 
 class SwapDecoder:
@@ -278,18 +288,21 @@ class SwapDecoder:
     the error was 1e-4 of the largest logit. In float64 it is below 1e-10.
     """
 
-    def __init__(self, weights: SharedWeights, features: Tensor, sparse: Tensor) -> None:
+    def __init__(
+        self, weights: SharedWeights, features: Tensor, sparse: Tensor, high_resolution: Sequence[Tensor] = ()
+    ) -> None:
         """Prepares one image.
 
         Args:
             weights: the decoder.
             features: (C, H, W) encoder output that the swaps change.
             sparse: (1, N, C) prompt tokens of `embed_points`.
+            high_resolution: of SAM 2, the features (C / 8, 4H, 4W) and (C / 4, 2H, 2W), which the swaps leave alone.
         """
         self.weights, self.size = weights, features.shape[1:]
-        self.tokens = prompt_queries(weights.sam, sparse)
-        no_mask = weights.sam.prompt_encoder.no_mask_embed.weight
-        self.image = _Image(features.flatten(1).T + no_mask)
+        self.tokens = weights.layers.queries(sparse)
+        self.image = _Image(features.flatten(1).T + weights.layers.constant)
+        self.high = [_by_quarters(high, times) for times, high in zip((2, 1), high_resolution, strict=False)]
 
     def __call__(self, channels: Tensor, differences: Tensor) -> Tensor:
         """Decodes M swaps.
@@ -306,23 +319,29 @@ class SwapDecoder:
         for block in weights.blocks:
             queries = block(queries, self.tokens, keys)
         # Of all prompt tokens only the single mask's is used from here on.
-        mask_token, placed = queries[:, 1:2], queries[:, 1:2] + self.tokens[:, 1:2]
+        single = slice(weights.layers.quality + 1, weights.layers.quality + 2)
+        mask_token, placed = queries[:, single], queries[:, single] + self.tokens[:, single]
         read = _read(weights.last, placed, weights.looks.looks, weights.looks.rows(keys), keys)
-        mask_token = weights.transformer.norm_final_attn(mask_token + read)
-        return self._upscale(weights.decoder.output_hypernetworks_mlps[0](mask_token), keys)
+        mask_token = weights.layers.transformer.norm_final_attn(mask_token + read)
+        return self._upscale(weights.layers.kernels[0](mask_token), keys)
 
     def _upscale(self, kernel: Tensor, keys: _Keys) -> Tensor:
         """The two transposed convolutions and the product with the mask token's kernel (M, 1, c)."""
-        upscaling, (_, norm, _, second, _) = self.weights.upscaling, self.weights.decoder.output_upscaling
+        upscaling, (_, norm, _, second, _) = self.weights.upscaling, cast(Any, self.weights.layers.upscaling)
         batch, (height, width), inner = len(kernel), self.size, second.weight.shape[0]
         offset = upscaling.offset.expand(1, 1, -1)
+        if self.high:
+            offset = offset + self.high[1]
         coarse = torch.baddbmm(offset, keys.factors.transpose(1, 2), keys.rows(upscaling.matrices))
         assert keys.scale is not None
         coarse.addcmul_(self.image.of("upscaling", lambda t: t @ upscaling.matrices[0]), keys.scale.transpose(1, 2))
         coarse = F.layer_norm(coarse.reshape(batch, -1, inner), (inner,), norm.weight, norm.bias, norm.eps)
         weight, bias = second.weight.permute(2, 3, 1, 0).flatten(0, 2), second.bias.repeat(4)
         # In place: allocating a fresh megabyte takes as long as the activation itself.
-        fine = torch.ops.aten.gelu_(F.linear(torch.ops.aten.gelu_(coarse), weight, bias))
+        fine = F.linear(torch.ops.aten.gelu_(coarse), weight, bias)
+        if self.high:
+            fine.view(batch, *self.high[0].shape).add_(self.high[0])
+        fine = torch.ops.aten.gelu_(fine)
         logits = torch.bmm(fine.reshape(batch, -1, kernel.shape[2]), kernel.transpose(1, 2))
         logits = logits.reshape(batch, height, width, 2, 2, 2, 2)
         return logits.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, 4 * height, 4 * width)

@@ -1,24 +1,28 @@
-"""Named models with the weights that ship in the package, and strict loading of weights files."""
+"""Weights files: where they are, safe reading, strict loading."""
 
 from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from segment_anything.modeling import Sam
-from torch import Tensor
+from torch import Tensor, nn
 
-from redfree.errors import UserError, unknown
+from redfree.errors import UserError
 from redfree.files import sha256_of
-from redfree.models.nano import NANO_ARCHITECTURES, build_nano
-from redfree.models.sam import SamModel
+from redfree.models.catalogue import MODELS
+from redfree.models.checkpoints import checkpoint_of, checkpoint_path, checkpoints, verified, weights_folder
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
+State = Mapping[str, Tensor]
+# Under these keys official files keep their state dict.
+_WRAPPERS = ("model", "state_dict")
+_SHOWN = 3
 
 
 def shipped_weights(name: str) -> Path:
@@ -26,47 +30,52 @@ def shipped_weights(name: str) -> Path:
     return WEIGHTS / f"{name}.safetensors"
 
 
-def load_model(name: str, checkpoint: Path | None = None) -> SamModel:
-    """Builds a model by name.
+def find_weights(name: str, folder: Path | None = None) -> Path:
+    """The weights file of a model: the shipped one, or the downloaded one after a check of its size and hash.
 
     Args:
-        name: a key of `NANO_ARCHITECTURES`.
-        checkpoint: a weights file to use instead of the shipped one.
+        name: a key of `MODELS`.
+        folder: folder of downloaded checkpoints; see `weights_folder`.
 
     Raises:
-        UserError: the name is unknown, or the weights file is missing, truncated, unsafe or of another architecture.
+        UserError: the model's weights are not here, or not those that were published.
     """
-    if name not in NANO_ARCHITECTURES:
-        raise unknown("model", name, NANO_ARCHITECTURES)
-    path = checkpoint or shipped_weights(name)
-    state, sam = read_state(path), build_nano(NANO_ARCHITECTURES[name])
-    _load_strictly(sam, state, path, name)
-    return SamModel(name, sam, sha256_of(path))
+    if MODELS[name].ships:
+        return shipped_weights(name)
+    path = checkpoint_path(name, folder or weights_folder())
+    if not path.is_file():
+        raise UserError(f"{path}: the weights of {name} are not here; run `redfree fetch {name}`, or give --checkpoint")
+    verified(path, checkpoint_of(name))
+    return path
 
 
-def load_sam(name: str, checkpoint: str | Path | None = None) -> Sam:
-    """The plain `segment_anything` model behind `load_model`, for `SamPredictor` and the user's own code.
+def published_sha256(name: str, folder: Path | None = None) -> str:
+    """SHA-256 of the weights that a named model has or will have, read from a file only where none is published.
 
     Raises:
-        UserError: as `load_model`.
+        UserError: none is published, and the weights are not here.
     """
-    return load_model(name, Path(checkpoint) if checkpoint else None).sam
+    known = None if MODELS[name].ships else checkpoint_of(name).sha256
+    return known or sha256_of(find_weights(name, folder))
 
 
-def read_state(path: Path) -> Mapping[str, Tensor]:
+def read_state(path: Path) -> State:
     """Reads a state dict from a safetensors file or a PyTorch checkpoint, never running code that it holds.
 
+    A checkpoint may keep its state dict under the key "model" or "state_dict". TorchScript archives hold code and are
+    read only where their SHA-256 is that of a checkpoint in the registry.
+
     Raises:
-        UserError: the file is missing, truncated, or a pickle with anything but tensors in it.
+        UserError: the file is missing, truncated, or holds anything but tensors.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such weights file; give the path of an existing one")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch remarks on old pickle protocols; what matters here is an error
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _read_archive(path) if _is_torchscript(path) else _unpickle(path)
+    except UserError:
+        raise
     except SafetensorError as error:
         raise UserError(f"{path}: truncated or not safetensors ({error}); copy or download it again") from None
     except pickle.UnpicklingError:
@@ -76,21 +85,63 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     except Exception as error:  # torch's unpickler lets a corrupt file raise nearly anything, KeyError to struct.error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: truncated or not a checkpoint ({reason}); copy or download it again") from None
+    return _only_tensors(path, state)
+
+
+def _unpickle(path: Path) -> object:
+    # A mapped file is read as its tensors are copied, so that it does not add to the peak of memory.
+    mapped = zipfile.is_zipfile(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch remarks on old pickle protocols; what matters here is an error
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _read_archive(path: Path) -> object:
+    trusted = {c.sha256 for c in checkpoints().values() if c.container == "jit"} - {None}
+    if sha256_of(path) not in trusted:
+        raise UserError(f"{path}: a TorchScript archive that is in no registry, refused; save its state_dict instead")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch is phasing out TorchScript, in which OpenAI's files are
+        return torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
+
+
+def _only_tensors(path: Path, state: object) -> State:
+    if isinstance(state, Mapping):
+        inner = [state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)]
+        state = inner[0] if len(inner) == 1 else state
     if not isinstance(state, Mapping) or any(type(k) is not str or not isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"{path}: holds no plain state dict of tensors; save model.state_dict()")
     return state
 
 
-def _load_strictly(sam: Sam, state: Mapping[str, Tensor], path: Path, name: str) -> None:
-    wanted = {key: tuple(value.shape) for key, value in sam.state_dict().items()}
+def load_strictly(module: nn.Module, state: State, path: Path, name: str) -> None:
+    """Loads a state dict whose keys and shapes are exactly the module's.
+
+    Raises:
+        UserError: they are not; the line counts the keys that are missing, unexpected or of another shape and names the
+            first of each.
+    """
+    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    reshaped = sorted(key for key in wanted.keys() & found.keys() if wanted[key] != found[key])
-    differences = [
-        f"{len(keys)} {kind} (first {keys[0]})"
-        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-        if keys
+    reshaped = [
+        f"{key} {found[key]} for {wanted[key]}"
+        for key in sorted(wanted.keys() & found.keys())
+        if wanted[key] != found[key]
     ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+    differences = [f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in kinds if keys]
     if differences:
-        raise UserError(f"{path}: not the architecture of {name}: tensors " + ", ".join(differences))
-    sam.load_state_dict(state)
+        raise UserError(f"{path}: not the architecture of {name}: tensors {', '.join(differences)}")
+    module.load_state_dict(state)
+
+
+def _first(keys: list[str]) -> str:
+    return ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")

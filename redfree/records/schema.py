@@ -102,13 +102,18 @@ class Spec(Strict):
 
 
 class PhaseRecord(Strict):
-    """Wall seconds and peak memory of one phase of the cell's process."""
+    """Wall seconds and peak memory of one phase of the cell's process.
+
+    Attributes:
+        images_read: images whose features were on disk, and whose encoding is therefore not in the seconds.
+    """
 
     name: str
     seconds: FiniteFloat
     peak_rss_bytes: int
     peak_allocated_bytes: int | None
     peak_reserved_bytes: int | None
+    images_read: int = 0
 
 
 class Score(Strict):

@@ -71,12 +71,16 @@ class SegmentationEvaluator:
 
     @cached_property
     def _context(self) -> str:
-        facts = (self.model.checkpoint_sha256, self.batch, self._shares, self.dtype, torch.get_num_threads())
+        model = (self.model.checkpoint_sha256, sorted(self.model.options().items()))
+        facts = (*model, self.batch, self._shares, self.dtype, torch.get_num_threads())
         return repr((*facts, torch.__version__, str(self.features.maps.device), "input-frame IoU"))
 
     @cached_property
     def _fingerprints(self) -> list[str]:
-        return [sample.fingerprint() for sample in self.samples]
+        """Of each image with its mask and prompt, and of its features, which options of the encoder change."""
+        features = (self.features.select([d]) for d in range(len(self)))
+        pairs = zip(self.samples, features, strict=True)
+        return [f"{sample.fingerprint()} {own.fingerprint()}" for sample, own in pairs]
 
     @property
     def _shares(self) -> bool:
@@ -130,12 +134,12 @@ class SegmentationEvaluator:
         return [resize_mask(sample.mask, frame.resized).to(device) for sample, frame in pairs]
 
     def _score_image(self, index: Tensor, d: int) -> NDArray[np.float64]:
-        one, tokens = self.features.maps[d], self._tokens[d]
+        one, tokens = self.features.select([d]), self._tokens[d]
         target = UpscaledTarget.of(self._targets[d], *self.model.low_resolution(one))
         decode = self.model.swap_decoder(one, tokens) if self._shares else self.model.map_decoder(one, tokens)
 
         def score(chunk: Tensor) -> NDArray[np.float64]:
-            with torch.autocast(one.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            with torch.autocast(one.maps.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
                 logits = decode(chunk)
             return target.iou(logits.float())
 
@@ -169,16 +173,17 @@ class SegmentationEvaluator:
 
     def _screen_part(self, images: Tensor, channel_map: ChannelMap) -> Tensor:
         chosen = images.tolist()
-        original = self.features.maps[chosen]
+        features = self.features.select(chosen)
+        original = features.maps
 
         def loss(logits: Tensor) -> Tensor:
-            frames = [self.features.frames[d] for d in chosen]
-            masks = [self.model.upscale(low[None], f, f.resized)[0] for low, f in zip(logits, frames, strict=True)]
+            pairs = zip(logits, features.frames, strict=True)
+            masks = [self.model.upscale(low[None], frame, frame.resized)[0] for low, frame in pairs]
             losses = [sharp_iou_loss(mask, self._targets[d]) for mask, d in zip(masks, chosen, strict=True)]
             return torch.stack(losses).sum()
 
         mapped = channel_map.apply(original)
-        gradient = self.model.gradient(mapped, torch.cat([self._tokens[d] for d in chosen]), loss)
+        gradient = self.model.gradient(features.with_maps(mapped), torch.cat([self._tokens[d] for d in chosen]), loss)
         slopes, before, after = gradient.flatten(2), mapped.flatten(2), original.flatten(2).transpose(1, 2)
         gains = (slopes * before).sum(2, keepdim=True) - slopes @ after
         squares = before.square().sum(2, keepdim=True) + after.square().sum(1, keepdim=True)
@@ -187,7 +192,7 @@ class SegmentationEvaluator:
 
     def count(self, channel_map: ChannelMap) -> Counts:
         """Raw counts of one map on every image at the image's own size: (D, 4) tp, fp, fn, tn."""
-        swapped = Features(channel_map.apply(self.features.maps), self.features.frames)
+        swapped = self.features.with_maps(channel_map.apply(self.features.maps))
         logits = self.model.decode(swapped, [sample.prompt for sample in self.samples])
         pairs = zip(logits, self.samples, strict=True)
         return np.array([count_pixels(np.asarray(mask.cpu() > 0), sample.mask) for mask, sample in pairs], np.int64)

@@ -17,7 +17,6 @@ from redfree.data.prompts import distance_transform
 from redfree.data.reading import read_image, read_mask
 from redfree.errors import UserError
 from redfree.models import weights
-from redfree.models.nano import NANO_ARCHITECTURES
 from redfree.records import statistics
 from redfree.records.invariants import violations
 from redfree.records.store import read_counts, read_record
@@ -29,9 +28,8 @@ IMAGES = [f"scene{index}" for index in range(6)]
 
 
 @pytest.fixture(autouse=True)
-def checkpoint(monkeypatch, tmp_path, tiny_arch, tiny_sam):
+def checkpoint(monkeypatch, tmp_path, tiny_model, tiny_sam):
     """Weights of a tiny model that does not ship; intervals are of few resamples."""
-    monkeypatch.setitem(NANO_ARCHITECTURES, "tiny", tiny_arch)
     monkeypatch.setattr(weights, "WEIGHTS", tmp_path / "nothing-ships")
     monkeypatch.setattr(statistics, "RESAMPLES", 50)
     save_file(tiny_sam.state_dict(), tmp_path / "tiny.safetensors")

@@ -11,7 +11,6 @@ from redfree.bench.cell import CellRequest, counts_table, identify, measure, wri
 from redfree.bench.methods import METHODS
 from redfree.data.procedural import ProceduralDataset
 from redfree.models import weights
-from redfree.models.nano import NANO_ARCHITECTURES
 from redfree.models.sam import SamModel
 from redfree.records import statistics
 from redfree.records.schema import MethodSpec, Protocol
@@ -36,11 +35,10 @@ CELLS = {
 
 
 @pytest.fixture(autouse=True)
-def _tiny_ships(monkeypatch, tmp_path_factory, tiny_arch, tiny_sam):
+def _tiny_ships(monkeypatch, tmp_path_factory, tiny_model, tiny_sam):
     """The tiny model is a shipped one, and intervals are of few resamples."""
     folder = tmp_path_factory.mktemp("weights")
     save_file(tiny_sam.state_dict(), folder / "tiny.safetensors")
-    monkeypatch.setitem(NANO_ARCHITECTURES, "tiny", tiny_arch)
     monkeypatch.setattr(weights, "WEIGHTS", folder)
     monkeypatch.setattr(statistics, "RESAMPLES", 50)
     yield
@@ -135,9 +133,9 @@ def passes(monkeypatch):
     """Decoder passes of maps and of screens as they are done; the forward and backward pass of a screen counts as 3."""
     done, decode, gradient = {"maps": 0, "screens": 0}, SamModel.decode_maps, SamModel.gradient
 
-    def decode_maps(self, maps, tokens):
-        done["maps"] += len(maps)
-        return decode(self, maps, tokens)
+    def decode_maps(self, features, tokens):
+        done["maps"] += len(features.maps)
+        return decode(self, features, tokens)
 
     def screen(self, features, *given):
         done["screens"] += 3 * len(features)

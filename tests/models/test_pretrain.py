@@ -6,15 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from redfree.models import catalogue
 from redfree.models.nano import NANO_ARCHITECTURES, build_nano
-from redfree.models.pretrain import Pretraining, Recipe, SceneBank, batch_of_step, load_scenes, mask_loss, pretrain
+from redfree.models.pretrain import Pretraining, Recipe, batch_of_step, mask_loss, pretrain
+from redfree.models.training import SceneBank, load_scenes, restore_state, save_state
 
+TINY2 = catalogue.Sam2NanoArchitecture(64, 16, 8, (1, 1, 2, 1), (4, 2, 4, 2), (3,), 2)
 RECIPE = Recipe("tiny", scenes=8, steps=4, images=2, warmup=2, ema_decay=0.5, save_every=2)
 
 
-@pytest.fixture(autouse=True)
-def tiny_architecture(monkeypatch, tiny_arch):
-    monkeypatch.setitem(NANO_ARCHITECTURES, "tiny", tiny_arch)
+pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +25,13 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def bank(cache):
-    return load_scenes(RECIPE, cache, workers=1)
+    return load_scenes(RECIPE, 64, cache, workers=1)
 
 
 def test_scenes_are_drawn_once_and_read_back(cache, bank):
     (path,) = cache.iterdir()
     written = path.stat().st_mtime_ns
-    again = load_scenes(RECIPE, cache, workers=1)
+    again = load_scenes(RECIPE, 64, cache, workers=1)
     assert path.stat().st_mtime_ns == written
     assert (again.images == bank.images).all()
     assert (again.masks == bank.masks).all()
@@ -91,7 +92,7 @@ def test_mask_loss_equals_a_hand_computation():
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch):
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch, bank):
     whole = load_file(pretrain(RECIPE, tmp_path / "whole", workers=1))
     advance = Pretraining.advance
 
@@ -111,13 +112,23 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, m
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
     assert [line.split(",")[0] for line in (halved / "loss.csv").read_text().splitlines()] == ["2", "4"]
 
-    initial = Pretraining(RECIPE).sam.state_dict()
+    initial = Pretraining(RECIPE, bank).module.state_dict()
     assert any(not torch.equal(initial[name], value) for name, value in whole.items())
     build_nano(NANO_ARCHITECTURES["tiny"]).load_state_dict(whole)
 
 
-def test_the_state_of_another_recipe_is_refused(tmp_path):
-    Pretraining(RECIPE).save(tmp_path / "state.pt")
-    other = Pretraining(replace(RECIPE, seed=1))
+def test_the_state_of_another_recipe_is_refused(tmp_path, bank):
+    save_state(Pretraining(RECIPE, bank), tmp_path / "state.pt")
+    other = Pretraining(replace(RECIPE, seed=1), bank)
     with pytest.raises(ValueError, match="holds another recipe"):
-        other.restore(tmp_path / "state.pt")
+        restore_state(other, tmp_path / "state.pt")
+
+
+def test_sam2_learns_with_the_same_loop(bank, monkeypatch):
+    monkeypatch.setitem(catalogue.SAM2_NANO_ARCHITECTURES, "tiny2", TINY2)
+    run = Pretraining(replace(RECIPE, model="tiny2", warmup=1, learning_rate=1e-2), bank)
+    batch = run.batch(0)
+    first = run.advance(batch)
+    for _ in range(10):
+        last = run.advance(batch)
+    assert last < first - 0.1

@@ -6,7 +6,7 @@ from tinyworld import Stock, make_model, make_sample
 
 from redfree.channels import ChannelMap
 from redfree.models.base import Features
-from redfree.models.weights import load_model
+from redfree.models.loading import load_model
 
 SIZES = {
     "square of the input's size": (64, 64),
@@ -84,6 +84,6 @@ def test_upscale_to_the_resized_size_crops_the_padding(tiny_sam):
     features = model.encode([sample.image])
     (frame,) = features.frames
     assert (frame.original, frame.resized) == ((20, 80), (16, 64))
-    low = model.decode_maps(features.maps, model.prompt_tokens(sample.prompt, frame))
+    low = model.decode_maps(features, model.prompt_tokens(sample.prompt, frame))
     full = SamPredictor(tiny_sam).model.postprocess_masks(low[:, None], (64, 64), (64, 64))
     torch.testing.assert_close(model.upscale(low, frame, frame.resized), full[:, 0, :16, :])

@@ -9,10 +9,12 @@ from tinyworld import Stock, make_sample
 
 from redfree.channels import ChannelMap
 from redfree.data.schema import Prompt
+from redfree.models.base import Features, Frame
+from redfree.models.decoding import sam_layers
+from redfree.models.loading import load_model
 from redfree.models.nano import NanoArchitecture, build_nano
 from redfree.models.sam import SamModel
 from redfree.models.swap_decoding import SharedWeights, SwapDecoder, changes_of
-from redfree.models.weights import load_model
 
 ONE_POINT = Prompt(((20.0, 40.0),), (1,))
 THREE_POINTS = Prompt(((20.0, 40.0), (50.0, 10.0), (3.0, 60.0)), (1, 0, 1))
@@ -76,11 +78,16 @@ def official(sam, features, prompt, maps):
     )
 
 
+def one_image(features):
+    """Features of one square image from its map (C, H, W)."""
+    return Features(features[None], (Frame((64, 64), (64, 64)),))
+
+
 def shared(sam, features, prompt, maps):
     """The same by `SamModel.swap_decoder`, for a square image of 64 pixels."""
     model = SamModel("x", sam, "")
     tokens = model.prompt_tokens(prompt, model._frame(np.zeros((64, 64, 3), np.uint8)))
-    return model.swap_decoder(features, tokens)(torch.tensor(maps))
+    return model.swap_decoder(one_image(features), tokens)(torch.tensor(maps))
 
 
 def mixed_maps(channels, seed=1):
@@ -128,9 +135,7 @@ def test_the_low_resolution_logits_are_those_of_the_official_predictor():
     stock, features = Stock(model.sam, sample), model.encode([sample.image])
     tokens = model.prompt_tokens(sample.prompt, features.frames[0])
     maps = mixed_maps(64)
-    logits = model.upscale(
-        model.swap_decoder(features.maps[0], tokens)(torch.tensor(maps)), features.frames[0], (128, 96)
-    )
+    logits = model.upscale(model.swap_decoder(features, tokens)(torch.tensor(maps)), features.frames[0], (128, 96))
     expected = np.stack([stock(index) for index in maps])
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
 
@@ -158,7 +163,7 @@ def test_nothing_is_approximated(maps, seed):
     expected = torch.cat(
         [sam.mask_decoder(one[None], sam.prompt_encoder.get_dense_pe(), sparse, dense, False)[0][0] for one in batch]
     )
-    found = SwapDecoder(SharedWeights(sam), features, sparse)(*changes_of(features, torch.tensor(maps)))
+    found = SwapDecoder(SharedWeights(sam_layers(sam)), features, sparse)(*changes_of(features, torch.tensor(maps)))
     assert found.dtype == torch.float64
     assert_equal(found, expected, 1e-10)
 
@@ -178,7 +183,8 @@ def test_images_and_prompts_of_one_model_do_not_mix():
     model, index = SamModel("x", sam, ""), mixed_maps(64)
     frame = model._frame(np.zeros((64, 64, 3), np.uint8))
     cases = [(random_features(sam, seed), prompt) for seed in range(2) for prompt in (ONE_POINT, THREE_POINTS)]
-    decoders = [model.swap_decoder(features, model.prompt_tokens(prompt, frame)) for features, prompt in cases]
+    tokens = [model.prompt_tokens(prompt, frame) for _, prompt in cases]
+    decoders = [model.swap_decoder(one_image(case[0]), given) for case, given in zip(cases, tokens, strict=True)]
     for maps in (index[:3], index[3:]):
         for (features, prompt), decode in zip(cases, decoders, strict=True):
             assert_equal(decode(torch.tensor(maps)), official(sam, features, prompt, maps))
@@ -200,13 +206,13 @@ def test_decoding_changes_nothing_and_repeats_itself():
     parameters = {name: value.clone() for name, value in sam.state_dict().items()}
     before, model = (features.clone(), index.clone()), SamModel("x", sam, "")
     tokens = model.prompt_tokens(ONE_POINT, model._frame(np.zeros((64, 64, 3), np.uint8)))
-    decode, kept = model.swap_decoder(features, tokens), tokens.clone()
+    decode, kept = model.swap_decoder(one_image(features), tokens), tokens.clone()
     first, second = decode(index), decode(index)
     assert torch.equal(first, second)
     with torch.inference_mode():
         channels, differences = changes_of(features, index)
         copies = channels.clone(), differences.clone()
-        assert torch.equal(SwapDecoder(SharedWeights(sam), features, tokens)(channels, differences), first)
+        assert torch.equal(SwapDecoder(SharedWeights(sam_layers(sam)), features, tokens)(channels, differences), first)
     assert all(torch.equal(a, b) for a, b in zip(copies, (channels, differences), strict=True))
     assert all(torch.equal(a, b) for a, b in zip((*before, kept), (features, index, tokens), strict=True))
     assert all(torch.equal(value, parameters[name]) for name, value in sam.state_dict().items())

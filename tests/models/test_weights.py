@@ -1,4 +1,6 @@
 import pickle
+import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,13 +10,12 @@ from safetensors.torch import save_file
 from redfree.errors import UserError
 from redfree.files import sha256_of
 from redfree.models import weights
+from redfree.models.checkpoints import checkpoint_of
+from redfree.models.loading import load_model
 from redfree.models.nano import NANO_ARCHITECTURES, build_nano
-from redfree.models.weights import load_model, read_state, shipped_weights
+from redfree.models.weights import read_state, shipped_weights
 
-
-@pytest.fixture(autouse=True)
-def _tiny_is_a_model(monkeypatch, tiny_arch):
-    monkeypatch.setitem(NANO_ARCHITECTURES, "tiny", tiny_arch)
+pytestmark = pytest.mark.usefixtures("tiny_model")
 
 
 @pytest.fixture
@@ -41,7 +42,9 @@ def test_safetensors_and_pytorch_files_load_the_same_model(tmp_path, state):
     save_file(state, tmp_path / "a.safetensors")
     torch.save(state, tmp_path / "a.pth")
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    for name in ("a.safetensors", "a.pth", "old.pth"):
+    torch.save({"model": state}, tmp_path / "model.pt")
+    torch.save({"state_dict": state, "meta": {"epoch": 3}}, tmp_path / "mmcv.pth")
+    for name in ("a.safetensors", "a.pth", "old.pth", "model.pt", "mmcv.pth"):
         model = load_model("tiny", tmp_path / name)
         loaded = model.sam.state_dict()
         assert loaded.keys() == state.keys()
@@ -110,7 +113,7 @@ def test_code_in_a_pickle_is_refused_and_never_runs(tmp_path, state, save):
     assert marker.exists(), "the pickle must be one that does harm where it is trusted"
 
 
-@pytest.mark.parametrize("value", [{"epoch": 3}, [1, 2], 5, {"model": {"w": torch.zeros(1)}}])
+@pytest.mark.parametrize("value", [{"epoch": 3}, [1, 2], 5, {"model": {"w": torch.zeros(1), "epoch": 3}}])
 def test_a_file_without_a_state_dict(tmp_path, value):
     path = tmp_path / "other.pth"
     torch.save(value, path)
@@ -129,9 +132,31 @@ def test_another_architecture_says_which_tensors_differ(tmp_path, state):
     state["mask_decoder.mask_tokens.weight"] = torch.zeros(3, 16)
     save_file({**state, "surplus.a": torch.zeros(1), "surplus.b": torch.zeros(1)}, path)
     message = refusal(path)
-    assert "1 missing (first mask_decoder.iou_token.weight)" in message
-    assert "2 unexpected (first surplus.a)" in message
-    assert "1 of another shape (first mask_decoder.mask_tokens.weight)" in message
+    assert "1 missing (mask_decoder.iou_token.weight)" in message
+    assert "2 unexpected (surplus.a, surplus.b)" in message
+    assert "1 of another shape (mask_decoder.mask_tokens.weight (3, 16) for (4, 16))" in message
+
+
+def test_long_differences_are_counted_and_begin_with_the_first(tmp_path, state):
+    save_file({key: value for key, value in state.items() if "iou" not in key}, tmp_path / "a.safetensors")
+    assert re.search(r"7 missing \(mask_decoder.iou[^,]*, [^,]*, [^,]*, ...\)", refusal(tmp_path / "a.safetensors"))
+
+
+def test_a_torchscript_archive_of_unknown_origin_is_refused(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "a.pt")
+    assert "a TorchScript archive that is in no registry, refused" in refusal(tmp_path / "a.pt")
+
+
+def test_a_torchscript_archive_of_the_registry_is_read(tmp_path, monkeypatch):
+    layer = torch.nn.Linear(2, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(layer).save(tmp_path / "a.pt")
+    known = checkpoint_of("clip_vit_b16").model_copy(update={"sha256": sha256_of(tmp_path / "a.pt")})
+    monkeypatch.setattr(weights, "checkpoints", lambda: {"clip_vit_b16": known})
+    assert torch.equal(read_state(tmp_path / "a.pt")["weight"], layer.weight)
 
 
 def test_the_weights_of_another_model_are_refused():

@@ -6,8 +6,8 @@ import torch
 from tinyworld import make_evaluator, make_model, make_sample
 
 from redfree.channels import ChannelMap
+from redfree.models.loading import load_model
 from redfree.models.nano import NanoArchitecture, build_nano
-from redfree.models.weights import load_model
 from redfree.search.scores import index_matrix
 
 SAMPLES = [make_sample(0), make_sample(1, 90, 64, labels=(1, 0, 1)), make_sample(2, 40, 64)]
@@ -94,11 +94,11 @@ def test_running_out_of_memory_changes_no_score(tiny_sam, monkeypatch):
     model, expected = make_model(tiny_sam), scores(make_model(tiny_sam), "generic")
     decode, largest = type(model).decode_maps, []
 
-    def small(self, maps, tokens):
-        if len(maps) > 5:
+    def small(self, features, tokens):
+        if len(features.maps) > 5:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        largest.append(len(maps))
-        return decode(self, maps, tokens)
+        largest.append(len(features.maps))
+        return decode(self, features, tokens)
 
     monkeypatch.setattr(type(model), "decode_maps", small)
     np.testing.assert_allclose(scores(model, "generic"), expected, atol=1e-3)
