@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from redfree.errors import UserError
 from redfree.files import write_text
+from redfree.hooks import SwapAt, SwapOn, hook_sam, hook_sam2, hook_tokens
 
 Pair = tuple[int, int]
 SEMANTICS = ("simultaneous", "sequential")
@@ -133,55 +134,37 @@ class ChannelMap:
         inner = first.index()
         return ChannelMap.from_index([-1 if f < 0 else inner[f] for f in self.index()])
 
-    def attach(self, model: nn.Module, at: str | None = None) -> Attachment:
+    def attach(self, model: nn.Module, at: str | None = None, on: SwapOn = "both") -> Attachment:
         """Makes a live model decode mapped features, so that the official predictors give swapped masks.
 
-        No parameter is touched. The map acts on the output of the `image_encoder` of a `segment_anything` model, and in
-        a `sam2` model on the `image_embed` that its decoder is given, also where a predictor had encoded the image
-        before.
+        No parameter is touched. In a `segment_anything` model the map acts on the output of the `image_encoder`, in a
+        `sam2` model on the `image_embed` that the decoder is given, also where a predictor had encoded the image before,
+        and in a timm model on the tokens that `forward_features` gives.
 
         Args:
-            model: a `Sam` or a `SAM2Base`.
-            at: in a `sam2` model, "image_embed" (default) or "before_no_mem_embed".
+            model: a `Sam`, a `SAM2Base`, or a timm model that gives tokens.
+            at: in a `sam2` model "image_embed" (default) or "before_no_mem_embed", in a timm model "after_norm"
+                (default) or "before_norm".
+            on: tokens of a timm model that are swapped; registers never are.
 
         Returns:
             A handle whose `detach()` restores the model; it is also a context manager.
 
         Raises:
-            UserError: the model is of neither package, its features have another number of channels, or it has no such
+            UserError: the model is of no such package, its features have another number of channels, or it has no such
                 place.
         """
         if hasattr(model, "sam_mask_decoder"):
-            return Attachment(self._attach_sam2(model, at or "image_embed"))
-        encoder = getattr(model, "image_encoder", None)
-        if not isinstance(encoder, nn.Module):
-            raise UserError(f"{type(model).__name__} has no image_encoder; attach to a segment_anything or sam2 model")
+            return Attachment(hook_sam2(model, self, at or "image_embed"))
+        if hasattr(model, "forward_features"):
+            return Attachment(hook_tokens(model, self, on, cast(SwapAt, at or "after_norm")))
+        if not isinstance(getattr(model, "image_encoder", None), nn.Module):
+            raise UserError(
+                f"{type(model).__name__} has no image_encoder; attach to a segment_anything, sam2 or timm model"
+            )
         if at is not None:
             raise UserError(f"{type(model).__name__}: a swap acts on the encoder's output; leave out at={at!r}")
-        self._require_channels(_output_channels(encoder))
-        return Attachment(encoder.register_forward_hook(lambda _module, _inputs, output: self.apply(output)))
-
-    def _attach_sam2(self, model: nn.Module, at: str) -> RemovableHandle:
-        self._require_channels(int(cast(Any, model).hidden_dim))
-
-        def before_decoding(_module: nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401
-            return inputs, {**named, "image_embeddings": self.apply(named["image_embeddings"])}
-
-        def after_encoding(_module: nn.Module, _inputs: object, output: dict[str, Any]) -> dict[str, Any]:
-            *finer, features = output["backbone_fpn"]
-            mapped = self.apply(features)
-            return {**output, "vision_features": mapped, "backbone_fpn": [*finer, mapped]}
-
-        if at == "image_embed":
-            decoder = cast(nn.Module, model.sam_mask_decoder)
-            return decoder.register_forward_pre_hook(before_decoding, with_kwargs=True)
-        if at == "before_no_mem_embed":
-            return cast(nn.Module, model.image_encoder).register_forward_hook(after_encoding)
-        raise UserError(f"at={at!r} is no place in a sam2 model; it is image_embed or before_no_mem_embed")
-
-    def _require_channels(self, channels: int) -> None:
-        if channels != self.channels:
-            raise UserError(f"the swap is for {self.channels} channels, the model's encoder has {channels}")
+        return Attachment(hook_sam(model, self))
 
     def to_json(self) -> dict[str, Any]:
         """The map as plain JSON data."""
@@ -227,13 +210,6 @@ class Attachment:
     def __exit__(self, *_: object) -> None:
         """Detaches."""
         self.detach()
-
-
-def _output_channels(encoder: nn.Module) -> int:
-    norms = [m for m in encoder.modules() if type(m).__name__ == "LayerNorm2d"]
-    if not norms:
-        raise UserError("the image_encoder is not segment_anything's: it ends in no LayerNorm2d")
-    return len(cast(nn.Parameter, norms[-1].weight))
 
 
 def load_swap(path: str | Path) -> ChannelMap:

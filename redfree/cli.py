@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -13,7 +13,8 @@ from redfree.errors import UserError
 if TYPE_CHECKING:
     from redfree.bench.run import Outcome
 
-Checked = TypeVar("Checked")
+# One of each family and size of input, trained where the weights ship.
+EXACT = ("sam_nano", "sam2_nano", "dino_nano", "sam_vit_b", "sam2_hiera_tiny", "sam2.1_hiera_tiny", "dinov2_vits14")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -279,6 +280,25 @@ def speed(
 
 
 @app.command()
+def exactness(
+    models: Annotated[list[str] | None, typer.Argument(help="Names of models; one of each family.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of exactness.json and exactness.md.")] = Path("leaderboards"),
+) -> None:
+    """Shows how far our encoding and decoding are from the official code, on random weights where none are here."""
+    from redfree.measure.exactness import measure_exactness
+    from redfree.models.loading import check_name
+    from redfree.progress import track
+    from redfree.records.store import require_writable
+    from redfree.report.exactness import write_exactness
+
+    for name in (names := models or list(EXACT)):
+        check_name(name)
+    require_writable(out)
+    rows = [row for name in track(names, len(names), "compare") for row in measure_exactness(name)]
+    typer.echo(write_exactness(rows, out))
+
+
+@app.command()
 def sheet(
     dataset: str,
     out: Annotated[Path, typer.Option(help="The PNG to write.", dir_okay=False)],
@@ -306,62 +326,13 @@ def pretrain(
     """Trains a nano model by its recipe."""
     import torch
 
-    from redfree.models.catalogue import DINO_NANO_ARCHITECTURES
+    from redfree.models.recipes import follow_recipe, read_recipe
     from redfree.records.store import require_writable
 
-    data = _recipe(recipe)
+    chosen = read_recipe(recipe)
     require_writable(out)
     torch.set_num_threads(threads)
-    if data.get("model") in DINO_NANO_ARCHITECTURES:
-        from redfree.models.pretrain_dino import DinoRecipe, pretrain_dino
-
-        typer.echo(str(pretrain_dino(_checked(DinoRecipe, data, recipe), out)))
-    else:
-        from redfree.models.pretrain import Recipe
-        from redfree.models.pretrain import pretrain as train
-
-        typer.echo(str(train(_checked(Recipe, data, recipe), out)))
-
-
-def _recipe(path: Path) -> dict[str, object]:
-    import yaml
-
-    from redfree.data.procedural.scenes import DOMAINS
-    from redfree.errors import unknown
-    from redfree.models.catalogue import DINO_NANO_ARCHITECTURES, NANO_ARCHITECTURES, SAM2_NANO_ARCHITECTURES
-
-    if not path.is_file():
-        raise UserError(f"{path}: no such recipe")
-    try:
-        data = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: not a recipe; it needs at least a line `model: NAME`")
-    models = [*NANO_ARCHITECTURES, *SAM2_NANO_ARCHITECTURES, *DINO_NANO_ARCHITECTURES]
-    for field, known in (("model", models), ("domain", list(DOMAINS))):
-        if field in data and data[field] not in known:
-            raise UserError(f"{path}: {unknown(field, str(data[field]), known)}")
-    return data
-
-
-def _checked(kind: type[Checked], data: dict[str, object], path: Path) -> Checked:
-    from dataclasses import fields
-
-    from pydantic import TypeAdapter, ValidationError
-
-    from redfree.errors import unknown
-
-    # Pydantic lets a dataclass have fields that it does not know: a misspelt one would be silently unused.
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    for name in data:
-        if name not in known:
-            raise UserError(f"{path}: {unknown('field', str(name), known)}")
-    try:
-        return TypeAdapter(kind).validate_python(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path}: field {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    typer.echo(str(follow_recipe(chosen, out)))
 
 
 def main() -> None:

@@ -230,7 +230,7 @@ def test_attaching_two_swaps_composes_them(tiny_sam, image):
 
 
 def test_attach_refuses_other_models(tiny_sam):
-    with pytest.raises(UserError, match=r"for 15 channels, the model's encoder has 16"):
+    with pytest.raises(UserError, match=r"for 15 channels, the model has 16"):
         ChannelMap(15).attach(tiny_sam)
     with pytest.raises(UserError, match="Linear has no image_encoder"):
         SWAP.attach(nn.Linear(2, 2))

@@ -333,9 +333,10 @@ def test_plan_smoke_lists_each_cell_and_writes_nothing(call, monkeypatch, workpl
     code, out, _ = call(*arguments, "--set", "protocol.n_search=2")
     *cells, summary = out.splitlines()
     assert code == 0
-    assert summary == "6 cells, 6 open"
-    labels = [line.split("sam_nano/procedural/camouflaged/")[1] for line in cells]
-    assert labels == [f"{m}/0" for m in ("baseline", "swap", "swap-unguarded", "random-swap", "zero", "oracle")]
+    assert summary == "12 cells, 12 open"
+    titles, methods = [line.split()[2] for line in cells], ("baseline", "swap", "swap-unguarded", "random-swap", "zero")
+    models = ("sam_nano", "sam2_nano")
+    assert titles == [f"{m}/procedural/camouflaged/{label}/0" for m in models for label in (*methods, "oracle")]
     assert all(len(line.split()[0]) == 16 and line.split()[1] == "open" for line in cells)
     assert not (workplace / "results").exists()
 

@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from redfree.models.timm_names import TIMM_BACKBONES
+
 
 @dataclass(frozen=True)
 class NanoArchitecture:
@@ -92,8 +94,7 @@ class ModelOptions(BaseModel):
     Attributes:
         batch: images encoded at a time; null takes 16 for nano models and 1 for others.
         precision: number format of the encoder's matrix products; features are float32 in any case.
-        attention: of SAM's encoder: lean never holds a whole attention matrix, official is the package's own code; null
-            takes official for nano models, whose matrices are small, and lean for others.
+        attention: of SAM's encoder: lean never holds a large attention matrix, official is the package's own code.
         device: where the model computes.
         features: number format to which features are rounded, and in which they are kept on disk.
     """
@@ -102,7 +103,7 @@ class ModelOptions(BaseModel):
 
     batch: int | None = Field(default=None, ge=1)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    attention: Literal["lean", "official"] | None = None
+    attention: Literal["lean", "official"] = "lean"
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     features: Literal["float32", "float16"] = "float32"
 
@@ -176,15 +177,8 @@ def _sam2(version: str, size: str, parameters: int) -> ModelEntry:
     return ModelEntry("sam2", f"configs/{version}/{version}_hiera_{size}.yaml", parameters, 256)
 
 
-def _dinov2(size: str, parameters: int, channels: int) -> dict[str, ModelEntry]:
-    name, letter = f"vit_{size}_patch14", size[0]
-    registers = 4 * channels
-    return {
-        f"dinov2_vit{letter}14": ModelEntry("timm", f"{name}_dinov2.lvd142m", parameters, channels),
-        f"dinov2_vit{letter}14_reg4": ModelEntry(
-            "timm", f"{name}_reg4_dinov2.lvd142m", parameters + registers - channels, channels
-        ),
-    }
+def _timm(name: str, parameters: int, channels: int) -> dict[str, ModelEntry]:
+    return {name: ModelEntry("timm", TIMM_BACKBONES[name], parameters, channels)}
 
 
 MODELS: Mapping[str, ModelEntry] = {
@@ -204,13 +198,17 @@ MODELS: Mapping[str, ModelEntry] = {
     "sam2.1_hiera_base_plus": _sam2("sam2.1", "b+", 80_850_178),
     "sam2.1_hiera_large": _sam2("sam2.1", "l", 224_446_642),
     "mobile_sam": ModelEntry("mobile_sam", "vit_t", None, 256),
-    **_dinov2("small", 22_056_192, 384),
-    **_dinov2("base", 86_579_712, 768),
-    **_dinov2("large", 304_367_616, 1024),
-    **_dinov2("giant", 1_136_479_232, 1536),
-    "clip_vit_b16": ModelEntry("timm", "vit_base_patch16_clip_quickgelu_224.openai", 86_193_152, 768),
-    "mae_vit_b": ModelEntry("timm", "vit_base_patch16_224.mae", 85_798_656, 768),
-    "dinov3_vits16": ModelEntry("timm", "vit_small_patch16_dinov3.lvd1689m", 21_586_944, 384),
-    "dinov3_vitb16": ModelEntry("timm", "vit_base_patch16_dinov3.lvd1689m", 85_641_216, 768),
-    "dinov3_vitl16": ModelEntry("timm", "vit_large_patch16_dinov3.lvd1689m", 303_079_424, 1024),
+    **_timm("dinov2_vits14", 22_056_192, 384),
+    **_timm("dinov2_vitb14", 86_579_712, 768),
+    **_timm("dinov2_vitl14", 304_367_616, 1024),
+    **_timm("dinov2_vitg14", 1_136_479_232, 1536),
+    **_timm("dinov2_vits14_reg4", 22_057_344, 384),
+    **_timm("dinov2_vitb14_reg4", 86_582_016, 768),
+    **_timm("dinov2_vitl14_reg4", 304_370_688, 1024),
+    **_timm("dinov2_vitg14_reg4", 1_136_483_840, 1536),
+    **_timm("clip_vit_b16", 86_193_152, 768),
+    **_timm("mae_vit_b", 85_798_656, 768),
+    **_timm("dinov3_vits16", 21_596_160, 384),
+    **_timm("dinov3_vitb16", 85_659_648, 768),
+    **_timm("dinov3_vitl16", 303_128_576, 1024),
 }

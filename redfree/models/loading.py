@@ -165,9 +165,10 @@ def _build_timm(architecture: str, options: ModelOptions) -> nn.Module:
     from redfree.models.dino_nano import build_dino_nano  # noqa: PLC0415
     from redfree.models.tokens import build_timm  # noqa: PLC0415
 
+    side = cast(TokenOptions, options).input_side
     if architecture in DINO_NANO_ARCHITECTURES:
-        return build_dino_nano(DINO_NANO_ARCHITECTURES[architecture])
-    return build_timm(architecture, input_side=cast(TokenOptions, options).input_side)
+        return cast(nn.Module, build_dino_nano(DINO_NANO_ARCHITECTURES[architecture], side))
+    return build_timm(architecture, side)
 
 
 def _build_mobile_sam(architecture: str, _options: ModelOptions) -> nn.Module:
@@ -201,12 +202,7 @@ def _convert(entry: ModelEntry, module: nn.Module, state: State) -> State:
 
 def _encoding(entry: ModelEntry | None, options: ModelOptions) -> Encoding:
     small = entry is not None and entry.ships
-    fixed = small or entry is None or entry.family != "segment_anything"
-    return Encoding(
-        batch=options.batch or (16 if small else 1),
-        precision=options.precision,
-        attention=options.attention or ("official" if fixed else "lean"),
-    )
+    return Encoding(options.batch or (16 if small else 1), options.precision, options.attention)
 
 
 def _load_custom(path: str, checkpoint: Path | None, options: Options) -> Model:

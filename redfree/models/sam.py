@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from redfree.data.schema import Prompt
 from redfree.models.base import Features, Frame
 from redfree.models.decoding import DecoderLayers, sam_layers
+from redfree.models.lean_attention import lean_attention
 from redfree.models.promptable import Encoding, PromptableModel, too_thin
 
 
@@ -50,7 +52,9 @@ class SamModel(PromptableModel):
     def _encode_batch(self, images: Sequence[NDArray[np.uint8]]) -> Features:
         frames = tuple(self._frame(image) for image in images)
         inputs = torch.stack([self._input(image) for image in images])
-        return Features(self.sam.image_encoder(inputs), frames)
+        lean = self.encoding.attention == "lean"
+        with lean_attention(self.sam.image_encoder) if lean else nullcontext():
+            return Features(self.sam.image_encoder(inputs), frames)
 
     @torch.inference_mode()
     def prompt_tokens(self, prompt: Prompt, frame: Frame) -> Tensor:

@@ -19,21 +19,19 @@ from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from redfree.channels import ChannelMap
 from redfree.errors import UserError, unknown
+from redfree.hooks import SwapAt, SwapOn, check_class, swap_tokens, token_layout
 from redfree.models.promptable import Encoding
 from redfree.models.timm_names import TIMM_BACKBONES
 
-SwapOn = Literal["patches", "class", "both"]
-SwapAt = Literal["after_norm", "before_norm"]
 Fit = Literal["crop", "squash"]
 
 
 @dataclass(frozen=True)
 class TokenFeatures:
-    """Tokens of some images.
+    """Features of some images.
 
     Attributes:
         tokens: (B, N, C) float32, on which swaps act: the prefix, then the patches row by row.
@@ -111,71 +109,6 @@ class TokenFeatures:
         return parts[0].with_tokens(torch.cat([part.tokens for part in parts]))
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Which tokens a model gives before its patches."""
-
-    prefix: int
-    has_class: bool
-
-    @classmethod
-    def of(cls, module: nn.Module) -> _Layout:
-        # Most of timm's models name the parameter so, in whatever submodule it lies.
-        has_class = any(name.split(".")[-1].startswith("cls_token") for name, _ in module.named_parameters())
-        return cls(int(getattr(module, "num_prefix_tokens", has_class)), has_class)
-
-    def swap(self, tokens: Tensor, channel_map: ChannelMap, swap_on: SwapOn) -> Tensor:
-        if channel_map.is_identity:
-            return tokens
-        index = torch.arange(tokens.shape[1], device=tokens.device)
-        patches, classes = index >= self.prefix, (index == 0) & self.has_class
-        chosen = {"patches": patches, "class": classes, "both": patches | classes}[swap_on]
-        return torch.where(chosen[:, None], channel_map.apply(tokens, dim=-1), tokens)
-
-
-def swap_hook(
-    module: nn.Module, channel_map: ChannelMap, swap_on: SwapOn = "both", swap_at: SwapAt = "after_norm"
-) -> RemovableHandle:
-    """Makes `forward_features` of a live timm model, and so the model itself, give swapped tokens.
-
-    It hooks the final norm, `module.norm`, in which `forward_features` of timm's token models ends; no parameter is
-    touched. `forward_intermediates`, which applies the same norm where asked to, is swapped there too.
-
-    Args:
-        module: a timm model whose `forward_features` gives tokens (B, N, C).
-        channel_map: the swap.
-        swap_on: tokens that are swapped, as in `TokenModel`.
-        swap_at: whether the output or the input of the norm is swapped.
-
-    Returns:
-        A handle whose `remove()` restores the model.
-
-    Raises:
-        UserError: the model has no final norm of its own, no class token to swap, or other channels than the swap.
-            Features that turn out not to be tokens raise it at the model's next call.
-    """
-    norm, layout = getattr(module, "norm", None), _Layout.of(module)
-    if not isinstance(norm, nn.Module) or isinstance(norm, nn.ModuleList):
-        raise UserError(f"{type(module).__name__} has no final norm; attach to a timm model that gives tokens")
-    _check_class(layout, swap_on)
-    if module.num_features != channel_map.channels:
-        raise UserError(f"the swap is for {channel_map.channels} channels, the model has {module.num_features}")
-
-    def swap(features: Tensor) -> Tensor:
-        if features.ndim != 3:
-            raise UserError(f"{type(module).__name__} gives no tokens but {tuple(features.shape)}; detach the swap")
-        return layout.swap(features, channel_map, swap_on)
-
-    if swap_at == "after_norm":
-        return norm.register_forward_hook(lambda _norm, _inputs, output: swap(output))
-    return norm.register_forward_pre_hook(lambda _norm, inputs: (swap(inputs[0]), *inputs[1:]))
-
-
-def _check_class(layout: _Layout, swap_on: SwapOn) -> None:
-    if swap_on == "class" and not layout.has_class:
-        raise UserError("swap_on: class, but the model has no class token; choose patches")
-
-
 def _final_norm(module: nn.Module) -> nn.Module | None:
     norm = getattr(module, "norm", None)
     return norm if isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity | nn.ModuleList) else None
@@ -221,8 +154,8 @@ class TokenModel:
         self.name, self.checkpoint_sha256, self.encoding = name, checkpoint_sha256, encoding or Encoding()
         self.module = module.eval().requires_grad_(False)
         self.swap_on, self.swap_at, self.fit = swap_on, swap_at, fit
-        self.channels, self._layout = int(cast(int, module.num_features)), _Layout.of(module)
-        _check_class(self._layout, swap_on)
+        self.channels, self._layout = int(cast(int, module.num_features)), token_layout(module)
+        check_class(self._layout[1], swap_on)
         norm, before = _final_norm(module), swap_at == "before_norm"
         # The norm that has yet to follow the features, if any.
         self._due, self._normalised = norm if before else None, norm is not None and not before
@@ -278,11 +211,11 @@ class TokenModel:
         """
         if features.normalised != self._normalised:
             raise ValueError(f"these features were not taken where this model swaps, {self.swap_at}")
-        swapped = features.with_tokens(self._layout.swap(features.tokens, channel_map, self.swap_on))
+        tokens = swap_tokens(features.tokens, channel_map, self.swap_on, features.prefix, features.has_class)
         if self._due is None:
-            return swapped
+            return features.with_tokens(tokens)
         with torch.inference_mode(), self._autocast():
-            return replace(swapped, tokens=self._due(swapped.tokens).float(), normalised=True)
+            return replace(features, tokens=self._due(tokens).float(), normalised=True)
 
     def _autocast(self) -> torch.autocast:
         dtype = getattr(torch, self.encoding.precision)
@@ -314,11 +247,11 @@ class TokenModel:
             return TokenFeatures(tokens, 0, grid, False, self._normalised)
         if not isinstance(output, Tensor) or output.ndim != 3:
             raise UserError(f"{self.name} gives neither tokens nor maps; choose another backbone")
-        prefix, count = self._layout.prefix, output.shape[1]
+        (prefix, has_class), count = self._layout, output.shape[1]
         side = math.isqrt(max(count - prefix, 0))
         if side == 0 or prefix + side**2 != count:
             raise UserError(f"{self.name} gives {count} tokens, not {prefix} and a square of patches; choose another")
-        return TokenFeatures(output.float(), prefix, (side, side), self._layout.has_class, self._normalised)
+        return TokenFeatures(output.float(), prefix, (side, side), has_class, self._normalised)
 
 
 def _data_config(module: nn.Module) -> dict[str, Any]:
@@ -340,8 +273,9 @@ def build_timm(name: str, input_side: int | None = None) -> nn.Module:
     Args:
         name: a key of `TIMM_BACKBONES`, or any name that timm knows, with or without its tag.
         input_side: height and width of the input in pixels; the published ones if null. Vision transformers
-            interpolate their position embeddings at every call (timm's `dynamic_img_size`) as DINOv2's own code does,
-            other models of a fixed size are built for this one.
+            interpolate the published position embeddings at every call (timm's `dynamic_img_size`): as DINOv2's own
+            code does with registers, not quite as it does without them. Other models of a fixed size are built for
+            this one.
 
     Raises:
         UserError: timm has no such model, or its patches do not divide the side.
@@ -381,8 +315,8 @@ def _timm_name(name: str) -> str:
 def timm_state(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """An official state dict in the keys of its timm model, by timm's own conversion.
 
-    It knows the files of DINOv2 (whose mask token it drops; with registers the class token takes over its share of the
-    position embeddings), OpenAI's CLIP, MAE and DINOv3, and leaves a state dict of timm's as it is.
+    It knows the files of DINOv2 (whose mask token is dropped; with registers the class token takes in its position
+    embedding), OpenAI's CLIP, MAE and DINOv3, and leaves a state dict of timm's as it is.
 
     Args:
         module: the model that the state is for, whose Python module holds the conversion, `checkpoint_filter_fn`.

@@ -11,6 +11,7 @@ from redfree.channels import ChannelMap
 from redfree.data.reading import read_image
 from redfree.data.schema import Prompt
 from redfree.errors import UserError
+from redfree.models.base import Features, Frame
 from redfree.models.catalogue import SAM2_NANO_ARCHITECTURES, Sam2NanoArchitecture
 from redfree.models.loading import load_model
 from redfree.models.sam import SamModel
@@ -205,3 +206,49 @@ def test_sam2_nano_is_built_of_the_sizes_that_it_names():
     features = model.encode([noise((64, 64))])
     assert features.maps.shape == (1, 64, 8, 8)
     assert [tuple(level.shape) for level in features.high_resolution] == [(1, 8, 32, 32), (1, 16, 16, 16)]
+
+
+def random_maps(channels, count=6, seed=5):
+    rng, maps = np.random.default_rng(seed), np.tile(np.arange(channels), (count, 1))
+    for row, changed in zip(maps, (0, 1, 2, 5, channels), strict=False):
+        row[rng.permutation(channels)[:changed]] = rng.integers(-1, channels, changed)
+    maps[-1] = -1
+    return torch.tensor(maps)
+
+
+@pytest.mark.parametrize("at", ["image_embed", "before_no_mem_embed"])
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+def test_both_decoders_of_sam2_equal_the_official_one_on_swapped_features(at, prompt):
+    model, image = Sam2Model("tiny", shaken(build_sam2_nano(TINY2)), "", swap_at=at), noise((50, 64))
+    predictor, features, maps = official_sam2(model), model.encode([image]), random_maps(16)
+    tokens = model.prompt_tokens(prompt, features.frames[0])
+    decoded = [decoder(features, tokens)(maps) for decoder in (model.map_decoder, model.swap_decoder)]
+    for number, index in enumerate(maps.tolist()):
+        with ChannelMap.from_index(index).attach(model.sam2, at):
+            expected = predict(predictor, image, prompt)
+        for low in decoded:
+            found = model.upscale(low[number : number + 1], features.frames[0], (50, 64))[0].numpy()
+            assert_close(found, expected)
+
+
+def test_the_gradient_of_sam2_is_the_slope_of_the_loss():
+    model = Sam2Model("tiny", shaken(build_sam2_nano(TINY2)), "")
+    with torch.inference_mode(False):
+        features = Features(
+            torch.randn(2, 16, 4, 4),
+            (Frame((64, 64), (64, 64)),) * 2,
+            (torch.randn(2, 2, 16, 16), torch.randn(2, 4, 8, 8)),
+        )
+        tokens = torch.randn(2, 3, 16)
+
+        def loss(logits):
+            return logits.square().mean((1, 2)).sum()
+
+        gradient, step = model.gradient(features, tokens, loss), 1e-2
+        direction = torch.randn_like(features.maps)
+        ends = [
+            loss(model.decode_maps(features.with_maps(features.maps + sign * step * direction), tokens))
+            for sign in (1, -1)
+        ]
+    slope = float((ends[0] - ends[1]) / (2 * step))
+    assert slope == pytest.approx(float((gradient * direction).sum()), rel=1e-2)

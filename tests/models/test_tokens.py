@@ -1,6 +1,4 @@
 import math
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -21,11 +19,11 @@ from torch import nn
 
 from redfree.channels import ChannelMap
 from redfree.errors import UserError
+from redfree.hooks import hook_tokens
 from redfree.models.catalogue import DINO_NANO_ARCHITECTURES
 from redfree.models.dino_nano import build_dino_nano
 from redfree.models.promptable import Encoding
-from redfree.models.timm_names import TIMM_BACKBONES
-from redfree.models.tokens import TokenFeatures, TokenModel, build_timm, swap_hook, timm_state
+from redfree.models.tokens import TokenFeatures, TokenModel
 
 WIDTH = 24
 SIZES = {"square": (48, 48), "portrait": (90, 37), "panorama": (20, 131), "of the input's size": (32, 32)}
@@ -207,7 +205,9 @@ def test_the_identity_changes_no_bit(kind, swap_at):
 @ON
 def test_swapped_tokens_equal_indexing_and_the_live_model(kind, swap_on, swap_at):
     if swap_on == "class" and not PREFIX.get(kind, (1, True))[1]:
-        pytest.skip("the model has no class token")
+        with pytest.raises(UserError, match="no class token"):
+            make(kind, swap_on=swap_on, swap_at=swap_at)
+        return
     model = make(kind, swap_on=swap_on, swap_at=swap_at)
     image, channel_map = image_of(7, 40, 70), random_map(model.channels)
     module, features, inputs = model.module, model.encode([image]), inputs_of(model, image)
@@ -218,7 +218,7 @@ def test_swapped_tokens_equal_indexing_and_the_live_model(kind, swap_on, swap_at
     plain, output = module.forward_features(inputs), module(inputs)
     assert not torch.equal(swapped.tokens, plain)
     before = {key: value.clone() for key, value in module.state_dict().items()}
-    handle = swap_hook(module, channel_map, swap_on, swap_at)
+    handle = hook_tokens(module, channel_map, swap_on, swap_at)
     assert torch.equal(module.forward_features(inputs), expected)
     assert torch.equal(module(inputs), module.forward_head(expected))
     handle.remove()
@@ -259,7 +259,7 @@ def test_any_map(index, after):
     mapped = torch.cat([padded[:, :1, index], features.tokens[:, 1:5], padded[:, 5:, index]], 1)
     swapped = model.swapped(features, channel_map).tokens
     assert torch.equal(swapped, mapped if after else model.module.norm(mapped))
-    handle = swap_hook(model.module, channel_map, swap_at=model.swap_at)
+    handle = hook_tokens(model.module, channel_map, swap_at=model.swap_at)
     assert torch.equal(model.module.forward_features(images), swapped)
     handle.remove()
 
@@ -277,7 +277,7 @@ def test_two_swaps_on_a_live_model_apply_one_after_the_other():
     model, inputs = make("plain"), torch.randn(1, 3, 32, 32)
     first, second = random_map(WIDTH, 1), random_map(WIDTH, 2)
     plain = model.module.forward_features(inputs)
-    handles = [swap_hook(model.module, channel_map) for channel_map in (first, second)]
+    handles = [hook_tokens(model.module, channel_map) for channel_map in (first, second)]
     assert torch.equal(model.module.forward_features(inputs), second.compose(first).apply(plain, dim=-1))
     handles[0].remove()
     assert torch.equal(model.module.forward_features(inputs), second.apply(plain, dim=-1))
@@ -301,6 +301,8 @@ def test_maps_are_patches_without_prefix(build):
     assert torch.equal(features.maps, plain)
     assert (features.prefix, features.has_class, features.normalised) == (0, False, build is _swin)
     assert torch.equal(model.swapped(features, channel_map).maps, channel_map.apply(plain))
+    model.encoding = Encoding(precision="bfloat16")
+    assert model.encode([image]).tokens.dtype == torch.float32
 
 
 def test_maps_have_no_norm_of_tokens_to_be_taken_before():
@@ -313,160 +315,7 @@ def test_maps_have_no_norm_of_tokens_to_be_taken_before():
     assert torch.equal(one.encode([image]).tokens, other.encode([image]).tokens)
 
 
-# Names, sizes and official files
-
-
-def test_names_are_timms_and_their_table_needs_no_torch():
-    assert set(TIMM_BACKBONES.values()) <= set(timm.list_models(include_tags=True))
-    check = "import sys, redfree.models.timm_names; assert not {'torch', 'timm'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", check], check=True)
-
-
-# The hub's state dicts as listed in the reference: their tensors, the mask token included, and their parameters in
-# millions. timm has no mask token (C values); with registers it adds the class token's position embedding (C values)
-# to the class token.
-@pytest.mark.parametrize(
-    ("name", "channels", "tensors", "millions"),
-    [("dinov2_vits14", 384, 175, 22.06), ("dinov2_vitb14", 768, 175, 86.58), ("dinov2_vitl14", 1024, 343, 304.37)],
-)
-def test_parameters_of_dinov2(name, channels, tensors, millions):
-    with torch.device("meta"):
-        plain, registers = build_timm(name), build_timm(f"{name}_reg4")
-    counts = [sum(p.numel() for p in module.parameters()) for module in (plain, registers)]
-    assert len(plain.state_dict()) == tensors - 1
-    assert len(registers.state_dict()) == tensors
-    assert round((counts[0] + channels) / 1e6, 2) == millions
-    assert counts[1] == counts[0] + 4 * channels - channels
-
-
-def hub_dinov2(module):
-    """The state of a timm model by the names of DINOv2's hub files."""
-    state = {key: torch.randn_like(value) for key, value in module.state_dict().items()}
-    width, expected = module.embed_dim, dict(state)
-    hub = {**state, "mask_token": torch.zeros(1, width)}
-    if isinstance(module.blocks[0].mlp.act, nn.SiLU):
-        hub = {k.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): v for k, v in hub.items()}
-    if module.reg_token is not None:
-        own = torch.randn(1, 1, width)
-        hub["register_tokens"] = hub.pop("reg_token")
-        hub["pos_embed"] = torch.cat([own, state["pos_embed"]], 1)
-        expected["cls_token"] = state["cls_token"] + own
-    return hub, expected
-
-
-def openai_clip(module):
-    """The state of a timm model by the names of OpenAI's files, some of the text model's beside them."""
-    state = {key: torch.randn_like(value) for key, value in module.state_dict().items()}
-    renamed = {
-        "patch_embed.proj": "conv1",
-        "pos_embed": "positional_embedding",
-        "cls_token": "class_embedding",
-        "norm_pre": "ln_pre",
-        "blocks.": "transformer.resblocks.",
-        "norm1": "ln_1",
-        "norm2": "ln_2",
-        "qkv.": "in_proj_",
-        "attn.proj": "attn.out_proj",
-        "mlp.fc1": "mlp.c_fc",
-        "mlp.fc2": "mlp.c_proj",
-    }
-    state["head.bias"] = torch.zeros_like(state["head.bias"])
-    official = {"positional_embedding": torch.zeros(77, 8), "logit_scale": torch.zeros(())}
-    for key, value in state.items():
-        name = key.replace("norm.", "ln_post.") if key.startswith("norm.") else key
-        for mine, theirs in renamed.items():
-            name = name.replace(mine, theirs)
-        official[f"visual.{name}"] = value[0] if key == "pos_embed" else value[0, 0] if key == "cls_token" else value
-    del official["visual.head.bias"]
-    official["visual.proj"] = official.pop("visual.head.weight").T
-    return official, state
-
-
-def hub_dinov3(module):
-    """The state of a timm model by the names of DINOv3's files."""
-    state = {key: torch.randn_like(value) for key, value in module.state_dict().items()}
-    renamed = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma", "reg_token": "storage_tokens"}
-    official = {"mask_token": torch.zeros(1, WIDTH), "rope_embed.periods": torch.ones(3)}
-    for key, value in state.items():
-        name = key
-        for mine, theirs in renamed.items():
-            name = name.replace(mine, theirs)
-        official[name] = value
-    for block in range(2):
-        query, value = (official.pop(f"blocks.{block}.attn.{part}_bias") for part in "qv")
-        official[f"blocks.{block}.attn.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
-        official[f"blocks.{block}.attn.qkv.bias_mask"] = torch.ones(3 * WIDTH)
-    return official, state
-
-
-OFFICIAL = {
-    "plain": hub_dinov2,
-    "registers": hub_dinov2,
-    "swiglu": hub_dinov2,
-    "clip": openai_clip,
-    "dinov3": hub_dinov3,
-}
-
-
-@pytest.mark.parametrize("kind", OFFICIAL)
-def test_official_files_load_strictly(kind):
-    module = BUILD[kind](num_classes=16) if kind == "clip" else BUILD[kind]()
-    official, expected = OFFICIAL[kind](module)
-    keys = list(official)
-    converted = timm_state(module, official)
-    assert list(official) == keys, "the argument is left alone"
-    assert all(torch.equal(converted[key], value) for key, value in expected.items())
-    module.load_state_dict(converted, strict=True)
-
-
-def test_timms_own_states_pass_and_others_are_left_to_strict_loading(capsys):
-    for build in (*BUILD.values(), partial(timm.create_model, "test_resnet")):
-        state = build().state_dict()
-        converted = timm_state(build(), state)
-        assert set(converted) == set(state)
-        assert all(torch.equal(converted[key], value) for key, value in state.items())
-    registers, plain = BUILD["registers"](), BUILD["plain"]()
-    state = registers.state_dict()
-    assert timm_state(plain, state) is state
-    timm_state(DINOV3(qkv_bias=False), hub_dinov3(BUILD["dinov3"]())[0])
-    assert capsys.readouterr().out == ""
-
-
-def test_an_input_side_interpolates_the_published_positions():
-    with torch.device("meta"):
-        shapes = {key: value.shape for key, value in build_timm("dinov2_vits14").state_dict().items()}
-    module = build_timm("dinov2_vits14", input_side=56)
-    assert {key: value.shape for key, value in module.state_dict().items()} == shapes
-    model, image = TokenModel("dinov2", module, "0" * 64), image_of(12, 80, 100)
-    features = model.encode([image])
-    assert (model.input_side, features.grid) == (56, (4, 4))
-    torch.testing.assert_close(features.tokens, module.forward_features(inputs_of(model, image)), atol=1e-5, rtol=0)
-    assert model.options() == {"swap_on": "both", "swap_at": "after_norm", "fit": "crop", "input_side": 56}
-    assert model.parameters == 22_056_192
-    assert TokenModel("resnet", build_timm("test_resnet", input_side=96), "0" * 64).input_side == 96
-
-
 # Mistakes
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("dinov2_vits41", "did you mean 'dinov2_vits14'"),
-        ("vit_base_patch16_244", "did you mean 'vit_base_patch16_224"),
-        ("vit_base_patch16_224.may", "did you mean 'vit_base_patch16_224.mae'"),
-        ("hf-hub:timm/vit_base_patch16_224.mae", "unknown timm backbone"),
-        ("0", "known: clip_vit_b16"),
-    ],
-)
-def test_unknown_names(name, message):
-    with pytest.raises(UserError, match=message):
-        build_timm(name)
-
-
-def test_a_side_that_patches_do_not_divide():
-    with pytest.raises(UserError, match="225 is not a multiple of the model's patches of 14; take 224"):
-        build_timm("dinov2_vits14", input_side=225)
 
 
 def test_mistakes_in_what_is_swapped():
@@ -474,16 +323,16 @@ def test_mistakes_in_what_is_swapped():
         make("fc_norm", swap_on="class")
     plain, resnet = BUILD["plain"](), timm.create_model("test_resnet")
     with pytest.raises(UserError, match="no class token"):
-        swap_hook(BUILD["fc_norm"](), ChannelMap(WIDTH), "class")
+        hook_tokens(BUILD["fc_norm"](), ChannelMap(WIDTH), "class")
     with pytest.raises(UserError, match="for 8 channels, the model has 24"):
-        swap_hook(plain, ChannelMap(8))
+        hook_tokens(plain, ChannelMap(8))
     several = VIT()
     several.norm = nn.ModuleList([nn.LayerNorm(WIDTH)])
     for module in (resnet, several):
         with pytest.raises(UserError, match="no final norm"):
-            swap_hook(module, ChannelMap(WIDTH))
+            hook_tokens(module, ChannelMap(WIDTH))
     swin = _swin()
-    with swap_hook(swin, ChannelMap(16)), pytest.raises(UserError, match="no tokens but"):
+    with hook_tokens(swin, ChannelMap(16)), pytest.raises(UserError, match="no tokens but"):
         swin.forward_features(torch.zeros(1, 3, 32, 32))
 
 
@@ -494,8 +343,9 @@ def test_mistakes_in_features():
         after.swapped(before.encode([image]), ChannelMap(WIDTH))
     with pytest.raises(ValueError, match="not taken where this model swaps, before_norm"):
         before.swapped(after.encode([image]), ChannelMap(WIDTH))
-    with pytest.raises(ValueError, match="24 channels, the swap is for 8"):
-        after.swapped(after.encode([image]), ChannelMap(8, ((0, 1),)))
+    for other in (ChannelMap(8, ((0, 1),)), ChannelMap(8)):
+        with pytest.raises(ValueError, match="24 channels, the swap is for 8"):
+            after.swapped(after.encode([image]), other)
     with pytest.raises(ValueError, match="of one model and one input size"):
         TokenFeatures.concatenate([after.encode([image]), before.encode([image])])
     with pytest.raises(ValueError, match="must be some"):
