@@ -138,7 +138,7 @@ class ChannelMap:
         """Makes a live model decode mapped features, so that the official predictors give swapped masks.
 
         No parameter is touched. In a `segment_anything` model the map acts on the output of the `image_encoder`, in a
-        `sam2` model on the `image_embed` that the decoder is given, also where a predictor had encoded the image before,
+        `sam2` model on the `image_embed` that the decoder is given, also of an image that a predictor encoded before,
         and in a timm model on the tokens that `forward_features` gives.
 
         Args:

@@ -258,23 +258,32 @@ def table(
 
 @app.command()
 def speed(
-    out: Annotated[Path, typer.Option(help="Folder of decoders.json and decoders.md.")] = Path("leaderboards"),
+    out: Annotated[Path, typer.Option(help="Folder of the JSON and Markdown files.")] = Path("leaderboards"),
     shape: Annotated[list[str] | None, typer.Option(help="Whose decoder: sam_vit_b, sam_nano256, sam_nano.")] = None,
+    encoder: Annotated[list[str] | None, typer.Option(help="Whose encoder, in place of decoders: sam_vit_b.")] = None,
     threads: Annotated[list[int] | None, typer.Option(min=1, help="Threads; may be repeated.")] = None,
     candidates: Annotated[int, typer.Option(min=1, help="Candidates a round.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, after one that warms up.")] = 5,
 ) -> None:
-    """Times the decoders of the search against the official predictor, side by side, on random weights."""
+    """Times our decoders, or the attention of our encoders, against the official code, side by side."""
     from redfree.errors import unknown
     from redfree.measure.decoder_speed import SHAPES, measure_decoders
+    from redfree.measure.encoder_speed import ENCODERS, measure_encoders
     from redfree.records.store import require_writable
     from redfree.report.decoders import write_decoder_speeds
+    from redfree.report.encoders import write_encoder_speeds
 
-    for name in (shapes := shape or list(SHAPES)):
-        if name not in SHAPES:
-            raise unknown("shape", name, SHAPES)
+    for kind, names, known in (("shape", shape or [], SHAPES), ("encoder", encoder or [], ENCODERS)):
+        for name in names:
+            if name not in known:
+                raise unknown(kind, name, known)
     require_writable(out)
     counts = threads or [1, 2]
+    if encoder:
+        encoders = [row for name in encoder for count in counts for row in measure_encoders(name, count, rounds)]
+        typer.echo(write_encoder_speeds(encoders, rounds, out))
+        return
+    shapes = shape or list(SHAPES)
     found = [row for name in shapes for count in counts for row in measure_decoders(name, count, candidates, rounds)]
     typer.echo(write_decoder_speeds(found, candidates, rounds, out))
 

@@ -326,6 +326,74 @@ def test_list_names_everything_and_imports_no_torch():
     assert set(named["methods"]) == {"baseline", "swap", "zero", "random-swap"}
 
 
+def test_list_of_one_kind(call, monkeypatch, tmp_path):
+    code, out, _ = call("list", "methods")
+    assert (code, out.splitlines()) == (0, ["methods: baseline, swap, zero, random-swap"])
+    monkeypatch.setenv("REDFREE_WEIGHTS", str(tmp_path / "w"))
+    (tmp_path / "w").mkdir()
+    with (tmp_path / "w" / "sam2.1_hiera_tiny.pt").open("wb") as file:
+        file.truncate(156008466)
+    rows = {line.split()[0]: line.split() for line in call("list", "models")[1].splitlines()[2:]}
+    assert rows["sam_vit_b"][1:] == [
+        "segment_anything",
+        "93,735,472",
+        "256",
+        "sam_vit_b_01ec64.pth",
+        "Apache-2.0",
+        "no",
+    ]
+    assert rows["sam2.1_hiera_tiny"][-1] == "yes"
+    assert rows["sam_nano"][-1] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list", "model"], "unknown kind 'model'; did you mean 'models'?"),
+        (["fetch", "sam_vit_c"], "unknown checkpoint 'sam_vit_c'; did you mean 'sam_vit_"),
+        (["fetch", "dinov3_vitb16"], "dinov3_vitb16"),
+        (
+            ["adapt", "--out", "o", "--data", "images", "--option", "attention"],
+            "--option 'attention' is not NAME=VALUE",
+        ),
+        (
+            ["adapt", "--out", "o", "--data", "images", "--option", "attention=fast"],
+            "options of sam_nano: field attention",
+        ),
+        (["adapt", "--out", "o", "--data", "images", "--option", "swap_at=x"], "options of sam_nano: unknown field"),
+        (
+            ["adapt", "--out", "o", "--data", "images", "--folds", "2", "--model", "sam_vit_b"],
+            "run `redfree fetch sam_vit_b`",
+        ),
+        (
+            ["adapt", "--out", "o", "--data", "images", "--folds", "2", "--model", "dino_nano"],
+            "dino_nano gives tokens, not masks",
+        ),
+        (
+            ["adapt", "--out", "o", "--data", "images", "--folds", "2", "--model", "no:where"],
+            "--model no:where: No module named 'no'",
+        ),
+        (["exactness", "sam_nan"], "unknown model 'sam_nan'"),
+        (["speed", "--encoder", "sam_nan"], "unknown encoder 'sam_nan'"),
+        (["run", "trial", "--set", "models=[dino_nano]"], "unknown model 'dino_nano'"),
+    ],
+)
+def test_mistakes_about_models_are_one_line(refusal, arguments, message, monkeypatch, tmp_path):
+    monkeypatch.setenv("REDFREE_WEIGHTS", str(tmp_path / "w"))
+    assert message in refusal(*arguments)
+
+
+def test_cache_shows_and_removes_features_alone(call, workplace):
+    folder = workplace / "cache" / "features" / "ab"
+    folder.mkdir(parents=True)
+    (folder / f"{'ab' * 32}.safetensors").write_bytes(b"x" * 2**20)
+    (folder / "notes.txt").touch()
+    code, out, _ = call("cache")
+    assert (code, out) == (0, f"{folder.parent}: features of 1 images, 1.0 MiB\n")
+    assert call("cache", "--clear")[1].endswith("features of 0 images, 0.0 MiB\n")
+    assert (folder / "notes.txt").exists()
+
+
 def test_plan_smoke_lists_each_cell_and_writes_nothing(call, monkeypatch, workplace):
     monkeypatch.setattr(weights, "WEIGHTS", ROOT / "redfree" / "weights")
     monkeypatch.chdir(ROOT)

@@ -60,7 +60,7 @@ class Sam2Model(PromptableModel):
             return sam2_layers(self.sam2, lacks)
 
     def _encode_batch(self, images: Sequence[NDArray[np.uint8]]) -> Features:
-        inputs = torch.stack([self._transforms(np.ascontiguousarray(image)) for image in images]).to(self.device)
+        inputs = torch.stack([self._transforms(np.array(image)) for image in images]).to(self.device)
         fine, middle, maps = self.sam2.forward_image(inputs)["backbone_fpn"]
         if self.swap_at == "image_embed":
             maps = maps + self.sam2.no_mem_embed[0, 0, :, None, None]

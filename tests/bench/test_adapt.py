@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 from segment_anything import SamPredictor
@@ -16,7 +17,9 @@ from redfree.data.procedural.scenes import draw
 from redfree.data.prompts import distance_transform
 from redfree.data.reading import read_image, read_mask
 from redfree.errors import UserError
-from redfree.models import weights
+from redfree.models import catalogue, weights
+from redfree.models.sam import SamModel
+from redfree.models.sam2_nano import build_sam2_nano
 from redfree.records import statistics
 from redfree.records.invariants import violations
 from redfree.records.store import read_counts, read_record
@@ -283,6 +286,65 @@ def test_a_killed_search_goes_on_to_the_same_record(run, flat, tmp_path, monkeyp
     assert lasting(resumed) == lasting(whole)
     for name in ("swap.json", "record.counts.csv", "report.png"):
         assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_features_on_disk_spare_the_encoder_and_change_nothing(run, flat, tmp_path, monkeypatch):
+    folder = flat()
+    first, _ = run("a", data=folder)
+    monkeypatch.setattr(SamModel, "_encode_batch", lambda *_: pytest.fail("an image was encoded"))
+    second, _ = run("b", data=folder)
+    reads = [{phase.name: phase.images_read for phase in found.measurement.record.phases} for found in (first, second)]
+    assert [read["encode"] for read in reads] == [0, 6]
+    assert all(read == 0 for counted in reads for name, read in counted.items() if name != "encode")
+    assert second.measurement.record.scores == first.measurement.record.scores
+    assert second.measurement.record.result == first.measurement.record.result
+
+
+def test_without_the_feature_cache_nothing_is_kept(run, flat, tmp_path):
+    run(data=flat(), feature_cache=False)
+    assert not (tmp_path / "cache" / "features").exists()
+
+
+def test_options_of_the_model_are_part_of_the_record(run, flat):
+    plain, _ = run("a", data=flat())
+    rounded, _ = run("b", data=flat(), model_options={"features": "float16", "attention": "official"})
+    records = [found.measurement.record for found in (plain, rounded)]
+    assert [r.spec.model.options for r in records] == [{}, {"features": "float16", "attention": "official"}]
+    assert records[0].run_id != records[1].run_id
+    maps = rounded.measurement.setup.test.features.maps
+    assert torch.equal(maps, maps.half().float())
+
+
+def test_a_sam2_is_adapted_in_the_same_way(run, flat, tmp_path, monkeypatch):
+    arch = catalogue.Sam2NanoArchitecture(64, 16, 8, (1, 1, 2, 1), (4, 2, 4, 2), (3,), 2)
+    monkeypatch.setitem(catalogue.SAM2_NANO_ARCHITECTURES, "tiny2", arch)
+    monkeypatch.setitem(catalogue.MODELS, "tiny2", catalogue.ModelEntry("sam2", "tiny2", 0, 16))
+    torch.save({"model": build_sam2_nano(arch).state_dict()}, tmp_path / "tiny2.pt")
+    options = AdaptOptions(
+        "tiny2", tmp_path / "out", tmp_path / "tiny2.pt", data=flat(), n_search=3, n_pairs=2, folds=2, threads=1
+    )
+    record = adapt(options, tmp_path / "cache").measurement.record
+    assert record.spec.model.options == {"apply_postprocessing": False, "swap_at": "image_embed"}
+    assert record.status == "ok"
+    assert record.result.trace
+
+
+def test_a_model_of_ones_own_is_adapted_in_the_same_way(flat, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pooled.py").write_text(
+        "import torch, torch.nn.functional as F\n"
+        "from redfree.models.custom import FunctionModel\n"
+        "def build(checkpoint, options):\n"
+        "    def encode(images): return F.avg_pool2d(torch.cat([images, 1 - images], 1), 8)\n"
+        "    def decode(maps, points, labels): return (maps[:, :3] - maps[:, 3:]).mean(1)\n"
+        "    return FunctionModel('pooled', 6, 64, encode, decode, 'none')\n"
+    )
+    options = AdaptOptions("pooled:build", tmp_path / "out", data=flat(), n_search=3, n_pairs=2, folds=2, threads=1)
+    found = adapt(options, tmp_path / "cache")
+    write_adaptation(found, options.out)
+    assert found.measurement.record.spec.model.name == "pooled:build"
+    assert (options.out / "swap.json").is_file()
+    sys.modules.pop("pooled")
 
 
 def test_the_command_writes_all_and_says_the_verdict(run, flat, checkpoint, monkeypatch, capsys):
