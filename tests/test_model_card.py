@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from redfree.files import sha256_of
+from redfree.models.catalogue import MODELS
 from redfree.models.weights import WEIGHTS
 from redfree.records.store import read_record
 
@@ -13,8 +14,8 @@ RESULTS = Path(__file__).parents[1] / "results"
 CARDS = sorted(WEIGHTS.glob("*.md"))
 
 
-# Where the baseline of each shipped model is recorded.
-SUITES = {"sam_nano": "seg", "sam_nano256": "search"}
+# Where the baseline of each shipped model that makes masks is recorded.
+SUITES = {"sam_nano": "seg", "sam_nano256": "search", "sam2_nano": "seg"}
 DOMAINS = ("natural", "medical", "camouflaged")
 
 
@@ -26,12 +27,18 @@ def baseline_score(model, dataset):
 
 
 def test_every_shipped_model_has_a_card_and_records():
-    assert sorted(SUITES) == [card.stem for card in CARDS] == sorted(w.stem for w in WEIGHTS.glob("*.safetensors"))
+    shipped = {name: entry for name, entry in MODELS.items() if entry.ships}
+    cards, files = ([path.stem for path in WEIGHTS.glob(f"*.{kind}")] for kind in ("md", "safetensors"))
+    assert set(shipped) == set(cards) == set(files)
+    assert set(SUITES) == {name for name, entry in shipped.items() if entry.promptable}
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda p: p.stem)
 def test_card_names_the_hash_of_the_file(card):
-    assert sha256_of(card.with_suffix(".safetensors")) in card.read_text()
+    text, entry = card.read_text(), MODELS[card.stem]
+    assert sha256_of(card.with_suffix(".safetensors")) in text
+    assert f"| parameters | {entry.parameters:,} |" in text
+    assert f"{card.with_suffix('.safetensors').stat().st_size:,} bytes" in text
 
 
 @pytest.mark.parametrize("model", SUITES)
