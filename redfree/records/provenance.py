@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-_PACKAGES = ("redfree", "torch", "torchvision", "segment-anything", "numpy", "scipy", "datasets")
+_PACKAGES = ("redfree", "torch", "torchvision", "segment-anything", "sam2", "timm", "numpy", "scipy", "datasets")
 
 
 def now() -> str:

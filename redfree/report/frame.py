@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from redfree.errors import UserError
-from redfree.records.schema import Record
+from redfree.models.catalogue import MODELS
+from redfree.records.schema import ModelSpec, Record
 from redfree.records.statistics import bootstrap_mean_ci95
 from redfree.records.store import find_records, read_counts, read_record
 from redfree.tasks.segmentation import COUNT_NAMES, METRICS, image_iou
@@ -76,6 +77,14 @@ def load_frame(results: Path, suite: str) -> pd.DataFrame:
     return pd.DataFrame(rows, dtype=object)
 
 
+def model_label(model: ModelSpec) -> str:
+    """Name of a model, with the options that are not at their default."""
+    entry = MODELS.get(model.name)
+    usual = entry.options().recorded() if entry else {}
+    unusual = [f"{name}={value}" for name, value in sorted(model.options.items()) if usual.get(name) != value]
+    return f"{model.name} ({', '.join(unusual)})" if unusual else model.name
+
+
 def _position(row: Row) -> tuple[str, str, int, str, int]:
     label = row["label"]
     rank = LABEL_ORDER.index(label) if label in LABEL_ORDER else len(LABEL_ORDER)
@@ -117,7 +126,7 @@ def _identity(record: Record) -> Row:
         "status": record.status,
         "error": record.error,
         "suite": spec.suite,
-        "model": spec.model.name,
+        "model": model_label(spec.model),
         "checkpoint_sha256": spec.model.checkpoint_sha256,
         "dataset": spec.dataset.name,
         "revision": spec.dataset.revision,

@@ -7,8 +7,9 @@ import pytest
 from record_samples import IMAGES, make_counts, make_failed, make_record, save
 
 from redfree.errors import UserError
+from redfree.records.schema import ModelSpec
 from redfree.records.statistics import bootstrap_mean_ci95
-from redfree.report.frame import load_frame
+from redfree.report.frame import load_frame, model_label
 from redfree.report.markdown import interval, percent, points
 from redfree.report.table import leaderboard, write_leaderboard
 from redfree.tasks.segmentation import image_iou
@@ -197,3 +198,13 @@ def test_tables_import_no_heavy_package():
     code = f"import sys, redfree.report.table; print([m for m in {heavy} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_variants_of_a_model_are_told_apart_by_their_options():
+    usual = {"apply_postprocessing": False, "swap_at": "image_embed"}
+    label = {**usual, "swap_at": "before_no_mem_embed", "precision": "bfloat16"}
+    names = [model_label(ModelSpec(name="sam2_nano", checkpoint_sha256="0", options=o)) for o in (usual, label)]
+    assert names == ["sam2_nano", "sam2_nano (precision=bfloat16, swap_at=before_no_mem_embed)"]
+    assert model_label(ModelSpec(name="sam_nano", checkpoint_sha256="0")) == "sam_nano"
+    custom = ModelSpec(name="a:b", checkpoint_sha256="0", options={"threshold": 0.8})
+    assert model_label(custom) == "a:b (threshold=0.8)"
