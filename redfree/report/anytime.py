@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from redfree.report.plot import save_png
+from redfree.report.plot import panel_grid, save_png
 from redfree.report.strategies import searches
 
 _COLOURS = {"greedy": "#0072b2", "shortlist": "#e69f00", "racing": "#009e73", "exhaustive": "#000000"}
@@ -40,15 +38,9 @@ def draw_anytime(frame: pd.DataFrame, title: str, path: Path) -> None:
         path: the PNG.
     """
     panels = list(searches(frame).groupby(["model", "dataset"], sort=False))
-    columns = max(1, min(3, len(panels)))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.4 * max(1, rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = list(figure.subplots(max(1, rows), columns, squeeze=False).flat)
-    for axes, ((model, dataset), group) in zip(grid, panels, strict=False):
+    figure, grid = panel_grid(len(panels))
+    for axes, ((model, dataset), group) in zip(grid, panels, strict=True):
         _draw_panel(axes, f"{dataset}, {model}", group)
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
     figure.suptitle(f"{title}: best gain on the search images so far, one line a seed; dot: what the search returns")
     save_png(figure, path)
 

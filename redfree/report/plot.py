@@ -36,6 +36,18 @@ def save_png(figure: Figure, path: Path) -> None:
         figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
 
 
+def panel_grid(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, three in a row."""
+    columns = max(1, min(3, count))
+    rows = max(1, -(-count // columns))
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return figure, grid[:count]
+
+
 def draw_gains(board: pd.DataFrame, title: str, path: Path) -> None:
     """Draws the gain of every method with its 95% interval, one panel a model and dataset.
 
@@ -46,11 +58,8 @@ def draw_gains(board: pd.DataFrame, title: str, path: Path) -> None:
     """
     gained = board[board["gain"].notna() & (board["label"] != "baseline")]
     panels = list(gained.groupby(["model", "dataset"], sort=False))
-    figure = Figure(figsize=(4.6 * max(1, len(panels)), 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, ((model, dataset), rows) in zip(
-        figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False
-    ):
+    figure, grid = panel_grid(len(panels))
+    for axes, ((model, dataset), rows) in zip(grid, panels, strict=True):
         _draw_dataset(axes, f"{dataset}, {model}", rows)
     figure.suptitle(f"{title}: mean over seeds with 95% interval; bars: seeds", fontsize=10)
     save_png(figure, path)
