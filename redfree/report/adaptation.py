@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -14,7 +15,6 @@ from redfree.bench.adapt import Adaptation
 from redfree.channels import ChannelMap
 from redfree.data.schema import Sample
 from redfree.files import replace_atomically, write_text
-from redfree.models.base import Features
 from redfree.search.evaluate import SegmentationEvaluator
 from redfree.tasks.segmentation import METRICS, image_iou
 
@@ -107,17 +107,19 @@ def _example_images(gains: NDArray[np.float64]) -> list[tuple[int, str]]:
 
 
 def _masks(evaluator: SegmentationEvaluator, channel_map: ChannelMap, chosen: list[int]) -> list[NDArray[np.bool_]]:
-    maps = channel_map.apply(evaluator.features.maps[chosen])
-    features = Features(maps, tuple(evaluator.features.frames[d] for d in chosen))
+    features = evaluator.features.select(chosen)
+    features = features.with_maps(channel_map.apply(features.maps))
     logits = evaluator.model.decode(features, [evaluator.samples[d].prompt for d in chosen])
     return [np.asarray(one > 0) for one in logits]
 
 
 def _draw(axes: Axes, sample: Sample, mask: NDArray[np.bool_] | None, title: str) -> None:
     axes.imshow(sample.image)
-    if mask is not None and mask.any():
-        axes.contourf(mask, levels=[0.5, 1.5], colors=[_PREDICTED], alpha=0.45)
-        axes.contour(mask, levels=[0.5], colors=[_PREDICTED], linewidths=1.2)
+    if mask is not None:
+        # An outline of a ragged mask would have as many corners as the mask has pixels, and take gigabytes.
+        overlay = np.zeros((*mask.shape, 4), np.float32)
+        overlay[mask] = to_rgba(_PREDICTED, alpha=0.5)
+        axes.imshow(overlay, interpolation="nearest")
     axes.contour(sample.mask, levels=[0.5], colors=[_TRUTH], linewidths=1.2)
     axes.plot(*zip(*sample.prompt.points, strict=True), "o", color=_POINT, markeredgecolor="white", markersize=6)
     axes.set_title(title, fontsize=9)

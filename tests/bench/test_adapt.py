@@ -13,6 +13,7 @@ import redfree
 from redfree import cli
 from redfree.bench import methods
 from redfree.bench.adapt import AdaptOptions, adapt, write_adaptation
+from redfree.channels import ChannelMap
 from redfree.data.procedural.scenes import draw
 from redfree.data.prompts import distance_transform
 from redfree.data.reading import read_image, read_mask
@@ -23,7 +24,7 @@ from redfree.models.sam2_nano import build_sam2_nano
 from redfree.records import statistics
 from redfree.records.invariants import violations
 from redfree.records.store import read_counts, read_record
-from redfree.report.adaptation import render_page, verdict, write_report
+from redfree.report.adaptation import _masks, render_page, verdict, write_report
 from redfree.search.evaluate import SegmentationEvaluator
 from redfree.tasks.segmentation import count_pixels
 
@@ -323,7 +324,13 @@ def test_a_sam2_is_adapted_in_the_same_way(run, flat, tmp_path, monkeypatch):
     options = AdaptOptions(
         "tiny2", tmp_path / "out", tmp_path / "tiny2.pt", data=flat(), n_search=3, n_pairs=2, folds=2, threads=1
     )
-    record = adapt(options, tmp_path / "cache").measurement.record
+    found = adapt(options, tmp_path / "cache")
+    record, test = found.measurement.record, found.measurement.setup.test
+    write_report(found, options.out)
+    drawn = _masks(test, ChannelMap(16), [0, 1])
+    assert [count_pixels(mask, s.mask) for mask, s in zip(drawn, test.samples, strict=False)] == [
+        tuple(counts) for counts in found.before[:2].tolist()
+    ]
     assert record.spec.model.options == {"apply_postprocessing": False, "swap_at": "image_embed"}
     assert record.status == "ok"
     assert record.result.trace

@@ -116,7 +116,9 @@ def test_the_shipped_suites():
 
 def test_the_exhaustive_rows_join_those_of_seg():
     seg, exhaustive = load_suite("seg"), load_suite("seg-exhaustive")
-    assert exhaustive.model_dump(exclude={"methods"}) == seg.model_dump(exclude={"methods"})
+    own = {"methods", "models"}
+    assert exhaustive.model_dump(exclude=own) == seg.model_dump(exclude=own)
+    assert {model.name for model in exhaustive.models} < {model.name for model in seg.models}
     cells = [*plan(seg), *plan(exhaustive)]
     assert len({cell.title for cell in cells}) == len(cells), "no cell is measured twice"
     assert {cell.method.params["strategy"] for cell in plan(exhaustive)} == {"exhaustive"}
