@@ -194,6 +194,7 @@ def write_swap(adaptation: Adaptation, path: Path) -> None:
         path,
         model=record.spec.model.name,
         checkpoint_sha256=record.spec.model.checkpoint_sha256,
+        model_options=record.spec.model.options,
         run_id=record.run_id,
         searched_pairs=record.result.searched_pairs,
         guard=json.loads(record.result.guard.model_dump_json()) if record.result.guard else None,
