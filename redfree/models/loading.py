@@ -117,10 +117,10 @@ def load_module(
     if name not in MODELS and checkpoint is None:
         raise UserError(f"{name}: not a model of redfree; a backbone of timm needs its weights, give --checkpoint FILE")
     given = validate(entry.options, dict(options or {}), f"options of {name}")
-    path = Path(checkpoint) if checkpoint else find_weights(name)
+    path, sha256 = (Path(checkpoint), None) if checkpoint else find_weights(name)
     state, module = read_state(path), build_module(entry, given)
     load_strictly(module, _convert(entry, module, state), path, name)
-    return module.to(given.device), sha256_of(path)
+    return module.to(given.device), sha256 or sha256_of(path)
 
 
 def load_sam(name: str, checkpoint: str | Path | None = None) -> Sam:

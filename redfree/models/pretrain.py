@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,51 +14,28 @@ from sam2.modeling.sam2_base import SAM2Base
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.ops import sigmoid_focal_loss
 from torchvision.transforms.functional import normalize
 
 from redfree.models.catalogue import NANO_ARCHITECTURES, SAM2_NANO_ARCHITECTURES
 from redfree.models.decoding import decode_features, embed_points, sam2_layers, sam_layers
+from redfree.models.dino_nano import IMAGENET_MEAN, IMAGENET_STD
 from redfree.models.nano import build_nano
 from redfree.models.sam2_nano import build_sam2_nano
-from redfree.models.training import SceneBank, load_scenes, rate_of_step, train
+from redfree.models.training import Optimisation, SceneBank, Schedule, load_scenes, train
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that determines the trained weights.
+class Recipe(Schedule):
+    """Everything that determines the trained weights of a model of `NANO_ARCHITECTURES` or `SAM2_NANO_ARCHITECTURES`.
 
     Attributes:
-        model: a key of `NANO_ARCHITECTURES` or `SAM2_NANO_ARCHITECTURES`.
-        domain: procedural domain of the training scenes.
-        scenes: number of distinct training scenes.
-        steps: optimiser steps.
-        images: scenes in a step.
         prompts: prompted objects of a scene in a step, at most.
-        learning_rate: peak of the cosine schedule.
-        weight_decay: decoupled weight decay (AdamW).
-        warmup: steps of linear warm-up.
-        ema_decay: decay per step of the moving average that is shipped.
-        seed: seed of the initialisation and of every batch.
-        save_every: steps between checkpoints.
     """
 
-    model: str
-    domain: str = "natural"
-    scenes: int = 8192
-    steps: int = 20000
-    images: int = 16
     prompts: int = 3
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup: int = 500
-    ema_decay: float = 0.999
-    seed: int = 0
-    save_every: int = 500
 
 
 def _random_affine(rng: np.random.Generator, count: int) -> Tensor:
@@ -160,20 +136,11 @@ class Pretraining:
         torch.manual_seed(recipe.seed)
         self.recipe, self.bank, self.step = recipe, bank, 0
         self.module = _build(recipe.model)
-        self.average = AveragedModel(self.module, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))  # type: ignore[no-untyped-call]
-        self.optimiser = torch.optim.AdamW(
-            self.module.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
-        )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, partial(rate_of_step, recipe))
+        self._optimisation = Optimisation(recipe, self.module, (), (0.9, 0.98), 1.0)
 
     def parts(self) -> dict[str, Any]:
         """Everything with a state dict that a resumed run needs."""
-        return {
-            "module": self.module,
-            "average": self.average,
-            "optimiser": self.optimiser,
-            "schedule": self.schedule,
-        }
+        return self._optimisation.parts()
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, a function of the recipe and the step alone."""
@@ -181,19 +148,13 @@ class Pretraining:
 
     def advance(self, batch: Batch) -> float:
         """One optimiser step; returns its loss."""
-        loss = _forward_loss(self.module, batch)
-        self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-        self.optimiser.step()
-        self.schedule.step()
-        self.average.update_parameters(self.module)
+        loss = self._optimisation.step(_forward_loss(self.module, batch))
         self.step += 1
-        return loss.item()
+        return loss
 
     def trained(self) -> nn.Module:
         """The moving average of the weights."""
-        return self.average.module
+        return self._optimisation.average.module
 
 
 def pretrain(recipe: Recipe, out: Path, workers: int = 2) -> Path:

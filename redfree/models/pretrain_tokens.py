@@ -7,7 +7,6 @@ patches attract those of the same object against all others of their view (SupCo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,12 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms.functional import gaussian_blur, normalize, rgb_to_grayscale
 
 from redfree.models.catalogue import DINO_NANO_ARCHITECTURES
 from redfree.models.dino_nano import IMAGENET_MEAN, IMAGENET_STD, build_dino_nano
-from redfree.models.training import SceneBank, load_scenes, rate_of_step, train
+from redfree.models.training import Optimisation, SceneBank, Schedule, load_scenes, train
 
 # Views (2, B, 3, side, side), and of each patch its object (2, B, patches), -1 for one that shows none or several.
 Batch = tuple[Tensor, Tensor]
@@ -31,37 +29,20 @@ _TEMPERATURE = 0.2
 
 
 @dataclass(frozen=True)
-class TokenRecipe:
-    """Everything that determines the trained weights.
+class TokenRecipe(Schedule):
+    """Everything that determines the trained weights of a model of `DINO_NANO_ARCHITECTURES`.
 
     Attributes:
-        model: a key of `DINO_NANO_ARCHITECTURES`.
-        domain: procedural domain of the training scenes.
-        scenes: number of distinct training scenes.
-        steps: optimiser steps.
-        images: scenes in a step, each in two views.
         side: side of a view in pixels, a multiple of the patch size.
         area: least share of the image's area that a view shows.
-        learning_rate: peak of the cosine schedule.
-        weight_decay: decoupled weight decay (AdamW).
-        warmup: steps of linear warm-up.
-        ema_decay: decay per step of the moving average that is shipped.
-        seed: seed of the initialisation and of every batch.
-        save_every: steps between checkpoints.
     """
 
-    model: str
-    domain: str = "natural"
-    scenes: int = 8192
     steps: int = 3000
     images: int = 48
     side: int = 96
     area: float = 0.25
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
     warmup: int = 200
     ema_decay: float = 0.998
-    seed: int = 0
     save_every: int = 250
 
 
@@ -152,15 +133,12 @@ class ContrastiveTraining:
         self.architecture = DINO_NANO_ARCHITECTURES[recipe.model]
         self.backbone = build_dino_nano(self.architecture)
         self.projectors = nn.ModuleList([_projector(self.architecture.channels) for _ in range(2)])
-        self.average = AveragedModel(self.backbone, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))  # type: ignore[no-untyped-call]
-        learnt = [*self.backbone.parameters(), *self.projectors.parameters()]
-        self.optimiser = torch.optim.AdamW(learnt, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, partial(rate_of_step, recipe))
+        others = self.projectors.parameters()
+        self._optimisation = Optimisation(recipe, self.backbone, others, (0.9, 0.999), 3.0)
 
     def parts(self) -> dict[str, Any]:
         """Everything with a state dict that a resumed run needs."""
-        names = ("backbone", "projectors", "average", "optimiser", "schedule")
-        return {name: getattr(self, name) for name in names}
+        return {**self._optimisation.parts(), "projectors": self.projectors}
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, a function of the recipe and the step alone."""
@@ -174,19 +152,14 @@ class ContrastiveTraining:
             tokens = self.backbone.forward_features(views.flatten(0, 1))
         of_image, of_patch = self.projectors
         images, patches = of_image(tokens[:, 0].float()), of_patch(tokens[:, 1:].float())
-        loss = image_loss(images.unflatten(0, (2, -1))) + patch_loss(patches, owners.flatten(0, 1))
-        self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.backbone.parameters(), 3.0)
-        self.optimiser.step()
-        self.schedule.step()
-        self.average.update_parameters(self.backbone)
+        of_views, of_objects = image_loss(images.unflatten(0, (2, -1))), patch_loss(patches, owners.flatten(0, 1))
+        loss = self._optimisation.step(of_views + of_objects)
         self.step += 1
-        return loss.item()
+        return loss
 
     def trained(self) -> nn.Module:
         """The moving average of the backbone."""
-        return self.average.module
+        return self._optimisation.average.module
 
 
 def pretrain_tokens(recipe: TokenRecipe, out: Path, workers: int = 2) -> Path:

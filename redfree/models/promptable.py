@@ -37,6 +37,12 @@ class Encoding:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: Literal["lean", "official"] = "lean"
 
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context in which an encoder on a device runs in this precision."""
+        dtype = getattr(torch, self.precision)
+        enabled = dtype is not torch.float32
+        return torch.autocast(device.type, dtype if enabled else None, enabled=enabled)
+
 
 def too_thin(image: NDArray[np.uint8], name: str, side: int) -> UserError:
     """An error for an image (H, W, 3) with nothing to segment in the square input of a model."""
@@ -107,15 +113,10 @@ class PromptableModel(ABC):
             if min(image.shape[:2]) < 2:
                 raise too_thin(image, self.name, self.input_side)
         for start in range(0, len(images), self.encoding.batch):
-            with self._autocast():
+            with self.encoding.autocast(self.device):
                 features = self._encode_batch(images[start : start + self.encoding.batch])
             high_resolution = tuple(level.float().contiguous() for level in features.high_resolution)
             yield Features(features.maps.float().contiguous(), features.frames, high_resolution)
-
-    def _autocast(self) -> torch.autocast:
-        dtype = getattr(torch, self.encoding.precision)
-        enabled = dtype is not torch.float32
-        return torch.autocast(self.device.type, dtype if enabled else None, enabled=enabled)
 
     def _logits(self, maps: Tensor, tokens: Tensor, high_resolution: Sequence[Tensor]) -> Tensor:
         return decode_features(self.layers, maps, tokens, high_resolution)[0]

@@ -10,6 +10,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from sam2.modeling.sam2_base import SAM2Base
 
+# What `apply_postprocessing` of `sam2.build_sam.build_sam2` sets in the mask decoder.
+POSTPROCESSING = {
+    "dynamic_multimask_via_stability": True,
+    "dynamic_multimask_stability_delta": 0.05,
+    "dynamic_multimask_stability_thresh": 0.98,
+}
+
 
 def build_sam2(architecture: str, apply_postprocessing: bool = False) -> SAM2Base:
     """Builds an untrained model, as `sam2.build_sam.build_sam2` does.
@@ -23,9 +30,5 @@ def build_sam2(architecture: str, apply_postprocessing: bool = False) -> SAM2Bas
     """
     config = OmegaConf.load(Path(sam2.__file__).parent / architecture)
     if apply_postprocessing:
-        config.model.sam_mask_decoder_extra_args = {
-            "dynamic_multimask_via_stability": True,
-            "dynamic_multimask_stability_delta": 0.05,
-            "dynamic_multimask_stability_thresh": 0.98,
-        }
+        config.model.sam_mask_decoder_extra_args = POSTPROCESSING
     return cast(SAM2Base, instantiate(config.model, _recursive_=True))

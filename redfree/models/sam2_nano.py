@@ -8,6 +8,7 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam2_base import SAM2Base
 
 from redfree.models.catalogue import Sam2NanoArchitecture
+from redfree.models.sam2_configs import POSTPROCESSING
 
 
 def _image_encoder(arch: Sam2NanoArchitecture) -> ImageEncoder:
@@ -50,9 +51,5 @@ def build_sam2_nano(arch: Sam2NanoArchitecture, apply_postprocessing: bool = Fal
         iou_prediction_use_sigmoid=True,
         pred_obj_scores=True,
         pred_obj_scores_mlp=True,
-        sam_mask_decoder_extra_args={
-            "dynamic_multimask_via_stability": apply_postprocessing,
-            "dynamic_multimask_stability_delta": 0.05,
-            "dynamic_multimask_stability_thresh": 0.98,
-        },
+        sam_mask_decoder_extra_args=POSTPROCESSING if apply_postprocessing else None,
     )

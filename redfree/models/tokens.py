@@ -195,7 +195,7 @@ class TokenModel:
         for start in range(0, len(images), self.encoding.batch):
             batch = images[start : start + self.encoding.batch]
             inputs = torch.stack([self._transform(Image.fromarray(image)) for image in batch]).to(self.device)
-            with self._autocast():
+            with self.encoding.autocast(self.device):
                 output = self._forward(inputs)
             yield self._as_features(output)
 
@@ -214,13 +214,8 @@ class TokenModel:
         tokens = swap_tokens(features.tokens, channel_map, self.swap_on, features.prefix, features.has_class)
         if self._due is None:
             return features.with_tokens(tokens)
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self.encoding.autocast(self.device):
             return replace(features, tokens=self._due(tokens).float(), normalised=True)
-
-    def _autocast(self) -> torch.autocast:
-        dtype = getattr(torch, self.encoding.precision)
-        enabled = dtype is not torch.float32
-        return torch.autocast(self.device.type, dtype if enabled else None, enabled=enabled)
 
     def _forward(self, inputs: Tensor) -> object:
         """The features at `swap_at`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from redfree.data.procedural.scenes import Scene, draw
@@ -24,43 +25,35 @@ from redfree.progress import track
 Batch = TypeVar("Batch")
 
 
-class Schedule(Protocol):
-    """The fields of a recipe on which scenes, schedule and loop depend."""
+@dataclass(frozen=True)
+class Schedule:
+    """What every recipe says.
 
-    @property
-    def model(self) -> str:
-        """Name of the model."""
-        ...
+    Attributes:
+        model: name of the model.
+        domain: procedural domain of the training scenes.
+        scenes: number of distinct training scenes.
+        steps: optimiser steps.
+        images: scenes in a step.
+        learning_rate: peak of the cosine schedule.
+        weight_decay: decoupled weight decay (AdamW).
+        warmup: steps of linear warm-up.
+        ema_decay: decay per step of the moving average that is shipped.
+        seed: seed of the initialisation and of every batch.
+        save_every: steps between checkpoints.
+    """
 
-    @property
-    def domain(self) -> str:
-        """Procedural domain of the training scenes."""
-        ...
-
-    @property
-    def scenes(self) -> int:
-        """Number of distinct training scenes."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Seed of scenes, initialisation and batches."""
-        ...
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps."""
-        ...
-
-    @property
-    def warmup(self) -> int:
-        """Steps of linear warm-up."""
-        ...
-
-    @property
-    def save_every(self) -> int:
-        """Steps between checkpoints."""
-        ...
+    model: str
+    domain: str = "natural"
+    scenes: int = 8192
+    steps: int = 20000
+    images: int = 16
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: int = 500
+    ema_decay: float = 0.999
+    seed: int = 0
+    save_every: int = 500
 
 
 @dataclass(frozen=True)
@@ -101,6 +94,49 @@ def rate_of_step(recipe: Schedule, step: int) -> float:
         return (step + 1) / recipe.warmup
     progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
     return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Optimisation:
+    """AdamW on a cosine schedule with clipped gradients, followed by a moving average of the module that is shipped."""
+
+    def __init__(
+        self,
+        recipe: Schedule,
+        module: nn.Module,
+        others: Iterable[nn.Parameter],
+        betas: tuple[float, float],
+        clip: float,
+    ) -> None:
+        """Prepares the training of a module.
+
+        Args:
+            recipe: its rates.
+            module: what is shipped, and whose gradient is clipped.
+            others: parameters that are trained with it.
+            betas: of AdamW.
+            clip: largest norm of the module's gradient.
+        """
+        self.module, self._clip = module, clip
+        self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))  # type: ignore[no-untyped-call]
+        learnt = [*module.parameters(), *others]
+        self.optimiser = torch.optim.AdamW(
+            learnt, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=betas
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, partial(rate_of_step, recipe))
+
+    def parts(self) -> dict[str, Any]:
+        """Everything with a state dict that a resumed run needs."""
+        return {name: getattr(self, name) for name in ("module", "average", "optimiser", "schedule")}
+
+    def step(self, loss: Tensor) -> float:
+        """One step down a loss; returns its value."""
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.module.parameters(), self._clip)
+        self.optimiser.step()
+        self.schedule.step()
+        self.average.update_parameters(self.module)
+        return loss.item()
 
 
 class TrainingRun(Protocol[Batch]):

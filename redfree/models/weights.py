@@ -30,8 +30,8 @@ def shipped_weights(name: str) -> Path:
     return WEIGHTS / f"{name}.safetensors"
 
 
-def find_weights(name: str, folder: Path | None = None) -> Path:
-    """The weights file of a model: the shipped one, or the downloaded one after a check of its size and hash.
+def find_weights(name: str, folder: Path | None = None) -> tuple[Path, str | None]:
+    """The shipped weights file of a model, or the downloaded one with the SHA-256 that it was checked by.
 
     Args:
         name: a key of `MODELS`.
@@ -41,12 +41,11 @@ def find_weights(name: str, folder: Path | None = None) -> Path:
         UserError: the model's weights are not here, or not those that were published.
     """
     if MODELS[name].ships:
-        return shipped_weights(name)
+        return shipped_weights(name), None
     path = checkpoint_path(name, folder or weights_folder())
     if not path.is_file():
         raise UserError(f"{path}: the weights of {name} are not here; run `redfree fetch {name}`, or give --checkpoint")
-    verified(path, checkpoint_of(name))
-    return path
+    return path, verified(path, checkpoint_of(name))
 
 
 def published_sha256(name: str, folder: Path | None = None) -> str:
@@ -55,8 +54,10 @@ def published_sha256(name: str, folder: Path | None = None) -> str:
     Raises:
         UserError: none is published, and the weights are not here.
     """
-    known = None if MODELS[name].ships else checkpoint_of(name).sha256
-    return known or sha256_of(find_weights(name, folder))
+    if not MODELS[name].ships and (known := checkpoint_of(name).sha256):
+        return known
+    path, found = find_weights(name, folder)
+    return found or sha256_of(path)
 
 
 def read_state(path: Path) -> State:
