@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writing and hashing."""
+"""Files that are whole or absent: atomic writing and hashing; and the folder of what can be made again."""
 
 from __future__ import annotations
 
@@ -38,3 +38,8 @@ def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder(option: Path | None = None) -> Path:
+    """The folder of everything that can be made again: the option, else REDFREE_CACHE, else ~/.cache/redfree."""
+    return option or Path(os.environ.get("REDFREE_CACHE") or Path.home() / ".cache" / "redfree")

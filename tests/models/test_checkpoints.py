@@ -9,16 +9,16 @@ import pytest
 from pydantic import ValidationError
 
 from redfree.errors import UserError
+from redfree.files import cache_folder
 from redfree.models.checkpoints import (
     Checkpoint,
-    MismatchError,
-    cache_folder,
     checkpoint_of,
     checkpoint_path,
     checkpoints,
     verified,
     weights_folder,
 )
+from redfree.published import MismatchError
 
 BODY = b"weights" * 100
 SHA256 = hashlib.sha256(BODY).hexdigest()

@@ -1,4 +1,5 @@
 import hashlib
+import io
 import json
 import shutil
 import socket
@@ -6,19 +7,20 @@ import subprocess
 import sys
 import threading
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
 import requests
+from fileserver import BODY, fail, reply, send, serving
 
+from redfree import download as module
+from redfree.download import Patience
 from redfree.errors import UserError
 from redfree.models import checkpoints as registry
-from redfree.models import fetch as module
-from redfree.models.checkpoints import Checkpoint, MismatchError
-from redfree.models.fetch import Patience, fetch
+from redfree.models.checkpoints import Checkpoint
+from redfree.models.fetch import fetch
+from redfree.published import MismatchError
 
-BODY = bytes(range(256)) * 2048
 HALF = len(BODY) // 2
 SHA256 = hashlib.sha256(BODY).hexdigest()
 QUICK = Patience(timeout=10, attempts=3, backoff=0)
@@ -34,73 +36,11 @@ print(fetch("tiny", Path(sys.argv[2])))
 """
 
 
-class Server(ThreadingHTTPServer):
-    """Answers by script: one answer a request, the last of them from then on; keeps what was asked."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers, self.asked, self.halted, self.over = [send()], [], threading.Event(), threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_port}/tiny.pth"
-
-    def handle_error(self, request, client_address):
-        pass  # clients that are gone belong to these tests
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        answers = self.server.answers
-        self.server.asked.append(self.headers)
-        (answers.pop(0) if len(answers) > 1 else answers[0])(self)
-        self.close_connection = True
-
-    def log_message(self, *arguments):
-        pass
-
-
-def reply(handler, status, headers, body=b""):
-    handler.send_response(status)
-    for name, value in headers.items():
-        if value is not None:
-            handler.send_header(name, str(value))
-    handler.end_headers()
-    handler.wfile.write(body)
-
-
-def send(body=BODY, *, upto=None, stall=False, tag='"v1"', ranges=True, heeds=True, kind="image/x", **headers):
-    """Sends a file as object stores do, up to a byte of it; then closes or stalls. `heeds`: If-Range."""
-
-    def answer(handler):
-        asked, condition = handler.headers.get("Range"), handler.headers.get("If-Range")
-        wanted = ranges and asked is not None and (condition in (None, tag) or not heeds)
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if wanted else 0
-        if wanted and start >= len(body):
-            return reply(handler, 416, {"Content-Range": f"bytes */{len(body)}", "Content-Length": 0})
-        range_of = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"} if wanted else {}
-        facts = {"Content-Length": len(body) - start, "Content-Type": kind, "ETag": tag, **range_of, **headers}
-        reply(handler, 206 if wanted else 200, facts, body[start:upto])
-        if stall:
-            handler.server.halted.set()
-            handler.server.over.wait(5)
-
-    return answer
-
-
-def fail(status):
-    return partial(reply, status=status, headers={"Content-Length": 0})
-
-
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
+    with serving() as server:
         yield server
-        server.over.set()
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)
@@ -212,22 +152,21 @@ class TestWhole:
         assert len(server.asked) == 1
         assert left(folder) == ["tiny.pth"]
 
-    def test_who_waits_is_told_so_and_downloads_nothing(self, server, folder, capsys):
+    def test_who_waits_is_told_so_and_downloads_nothing(self, server, folder, monkeypatch):
+        monkeypatch.setattr(sys, "stderr", told := io.StringIO())
         server.answers = [send(upto=HALF, stall=True)]
         first = threading.Thread(target=fetch, args=("tiny", folder, Patience(timeout=5, backoff=0)))
         second = threading.Thread(target=fetch, args=("tiny", folder, QUICK))
         first.start()
         assert server.halted.wait(5)
         second.start()
-        waiting = ""
-        while "waiting" not in waiting:
+        while not told.getvalue().endswith("\n"):
             assert second.is_alive()
-            waiting += capsys.readouterr().err
         server.answers = [send()]
         server.over.set()
         first.join()
         second.join()
-        assert waiting == f"waiting for another process that fetches {folder / 'tiny.pth'}\n"
+        assert told.getvalue() == f"waiting for another process that fetches {folder / 'tiny.pth'}\n"
         assert ranges_of(server) == [None, f"bytes={HALF}-"]
 
 
