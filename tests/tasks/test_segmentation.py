@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from tinyworld import iou_of_logits
 
+from redfree.data.mmseg_lists import import_mmseg
 from redfree.tasks.segmentation import METRICS, count_pixels, image_dice, image_iou
 
 SUMMARISE = {metric.name: metric.summarise for metric in METRICS}
@@ -87,13 +88,12 @@ def test_metrics_equal_torchmetrics(masks):
 
 
 def test_dataset_metrics_equal_mmseg(masks):
-    from mmseg.evaluation.metrics.iou_metric import IoUMetric
-
+    metric = import_mmseg("mmseg.evaluation").IoUMetric
     areas = [
-        IoUMetric.intersect_and_union(torch.from_numpy(p).long(), torch.from_numpy(t).long(), 2, 255)
+        metric.intersect_and_union(torch.from_numpy(p).long(), torch.from_numpy(t).long(), 2, 255)
         for p, t in zip(*masks[:2], strict=True)
     ]
     totals = [sum(column) for column in zip(*areas, strict=True)]
-    metrics = IoUMetric.total_area_to_metrics(*totals, metrics=["mIoU", "mDice"])
+    metrics = metric.total_area_to_metrics(*totals, metrics=["mIoU", "mDice"])
     assert SUMMARISE["dataset_IoU"](masks[2]) == pytest.approx(metrics["IoU"][1], abs=1e-6)
     assert SUMMARISE["dataset_Dice"](masks[2]) == pytest.approx(metrics["Dice"][1], abs=1e-6)
