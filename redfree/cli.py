@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from redfree.cli_data import data_verbs
+from redfree.cli_options import (
+    Cache,
+    DataRoot,
+    Only,
+    Results,
+    Set,
+    Shard,
+    Weights,
+    cache_of,
+    overrides,
+    settings_of,
+    shard_of,
+    use_data_root,
+)
 from redfree.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,99 +32,61 @@ if TYPE_CHECKING:
 EXACT = ("sam_nano", "sam2_nano", "dino_nano", "sam_vit_b", "sam2_hiera_tiny", "sam2.1_hiera_tiny", "dinov2_vits14")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-Results = Annotated[Path, typer.Option(help="Folder of the records.")]
-Cache = Annotated[Path | None, typer.Option(help="Folder of the search log; REDFREE_CACHE or ~/.cache/redfree.")]
-Weights = Annotated[Path | None, typer.Option(help="Folder of checkpoints; REDFREE_WEIGHTS or weights in the cache.")]
-Only = Annotated[str | None, typer.Option(help="Only cells whose model/dataset/method/seed contains this text.")]
-Shard = Annotated[str, typer.Option(help="i/n: the i-th of n parts, from 1.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Change a field: protocol.n_search=20.")]
-
-
-def _cache(option: Path | None) -> Path:
-    from redfree.models.checkpoints import cache_folder
-
-    return cache_folder(option)
-
-
-def _shard(text: str) -> tuple[int, int]:
-    part, _, total = text.partition("/")
-    if not (part.isdecimal() and total.isdecimal() and 1 <= int(part) <= int(total)):
-        raise UserError(f"--shard {text!r} is not i/n with 1 <= i <= n, such as 1/4")
-    return int(part), int(total)
-
-
-def _settings(flag: str, settings: list[str] | None, example: str) -> dict[str, Any]:
-    import yaml
-
-    pairs = [setting.partition("=") for setting in settings or []]
-    for name, equals, _ in pairs:
-        if not (name and equals):
-            raise UserError(f"{flag} {name!r} is not NAME=VALUE, such as {example}")
-    try:
-        return {name: yaml.safe_load(value) for name, _, value in pairs}
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{flag}: a value is not YAML ({reason}); quote it, or write lists as [1, 2]") from None
-
-
-def _overrides(settings: list[str] | None) -> dict[str, Any]:
-    return _settings("--set", settings, "protocol.n_search=20")
+for verb in data_verbs:
+    app.command()(verb)
 
 
 @app.command("list")
 def list_names(
     kind: Annotated[str | None, typer.Argument(help="suites, models, datasets or methods, in full.")] = None,
     weights: Weights = None,
+    data_root: DataRoot = None,
 ) -> None:
-    """Lists suites, models, datasets and methods; of models also sizes, checkpoints and licences."""
+    """Lists suites, models, datasets and methods; of models and datasets also sizes, licences and what is here."""
     from redfree.bench.catalogue import METHOD_PARAMS
-    from redfree.data.registry import DATASETS
+    from redfree.data.about import abouts, data_folder
     from redfree.errors import unknown
     from redfree.models.catalogue import MODELS
     from redfree.models.checkpoints import weights_folder
+    from redfree.report.datasets import datasets_table
     from redfree.report.models import models_table
 
     suites = sorted(path.stem for path in Path("benchmarks").glob("*.yaml"))
-    groups = {"suites": suites, "models": MODELS, "datasets": DATASETS, "methods": METHOD_PARAMS}
+    groups = {"suites": suites, "models": MODELS, "datasets": abouts(), "methods": METHOD_PARAMS}
     if kind is not None and kind not in groups:
         raise unknown("kind", kind, groups)
     if kind == "models":
         typer.echo(models_table(weights_folder(weights)))
+        return
+    if kind == "datasets":
+        typer.echo(datasets_table(data_folder(data_root)))
         return
     for each in [kind] if kind else groups:
         typer.echo(f"{each}: {', '.join(groups[each]) or '(none here; run inside a checkout)'}")
 
 
 @app.command()
-def fetch(
-    names: Annotated[list[str], typer.Argument(help="Names of checkpoints, such as sam_vit_b.")],
-    weights: Weights = None,
-) -> None:
-    """Downloads checkpoints, checks size and SHA-256, and shows their paths; goes on where it was stopped."""
-    from redfree.models.checkpoints import checkpoint_of, weights_folder
-    from redfree.models.fetch import fetch as fetch_checkpoint
-
-    folder = weights_folder(weights)
-    for name in names:
-        checkpoint_of(name)  # a misspelt name is better known before gigabytes than after them
-    for name in names:
-        typer.echo(str(fetch_checkpoint(name, folder)))
-
-
-@app.command()
 def plan(
-    suite: str, results: Results = Path("results"), only: Only = None, shard: Shard = "1/1", settings: Set = None
+    suite: str,
+    results: Results = Path("results"),
+    only: Only = None,
+    shard: Shard = "1/1",
+    data_root: DataRoot = None,
+    settings: Set = None,
 ) -> None:
     """Shows the cells of a suite and which of them have a record."""
-    from redfree.bench.run import jobs_of
+    from redfree.bench.run import Job, survey
     from redfree.bench.suite import load_suite
     from redfree.bench.suite import plan as expand
 
-    jobs = jobs_of(expand(load_suite(suite, _overrides(settings)), only, _shard(shard)), results)
-    for job in jobs:
-        typer.echo(f"{job.spec.run_id()}  {'done' if job.done else 'open'}  {job.request.title}")
-    typer.echo(f"{len(jobs)} cells, {sum(not job.done for job in jobs)} open")
+    use_data_root(data_root)
+    found = survey(expand(load_suite(suite, overrides(settings)), only, shard_of(shard)), results)
+    jobs = [one for one in found if isinstance(one, Job)]
+    for one in found:
+        state = ("done" if one.done else "open") if isinstance(one, Job) else "blocked"
+        typer.echo(f"{one.spec.run_id() if isinstance(one, Job) else '-' * 16}  {state}  {one.request.title}")
+    blocked = f", {len(found) - len(jobs)} blocked: see `redfree check {suite}`" if len(found) > len(jobs) else ""
+    typer.echo(f"{len(found)} cells, {sum(not job.done for job in jobs)} open{blocked}")
 
 
 @app.command()
@@ -122,10 +99,12 @@ def run(
     only: Only = None,
     shard: Shard = "1/1",
     feature_cache: Annotated[bool, typer.Option(help="Keep features on disk and take them from there.")] = False,
+    data_root: DataRoot = None,
     settings: Set = None,
 ) -> None:
     """Measures the cells of a suite, one process and one record each; goes on where it was stopped."""
     from redfree.bench import run as execution
+    from redfree.bench.cell import require_measurable
     from redfree.bench.suite import load_suite
     from redfree.bench.suite import plan as expand
     from redfree.errors import unknown
@@ -134,11 +113,14 @@ def run(
 
     if policy not in execution.POLICIES:
         raise unknown("policy", policy, execution.POLICIES)
-    require_writable(_cache(cache))
-    requests = expand(load_suite(suite, _overrides(settings)), only, _shard(shard))
+    require_writable(cache_of(cache))
+    use_data_root(data_root)
+    loaded = load_suite(suite, overrides(settings))
+    require_measurable(loaded.task)
+    requests = expand(loaded, only, shard_of(shard))
     jobs = execution.jobs_of(requests, results)
-    features = _cache(cache) / FEATURES if feature_cache else None
-    outcomes = execution.run(jobs, results, _cache(cache), policy, _say, parallel=parallel, features=features)
+    features = cache_of(cache) / FEATURES if feature_cache else None
+    outcomes = execution.run(jobs, results, cache_of(cache), policy, _say, parallel=parallel, features=features)
     bad = [outcome for outcome in outcomes if outcome.status in ("failed", "oom")]
     typer.echo(f"{len(outcomes)} cells, {len(bad)} failed")
     if bad:
@@ -183,7 +165,7 @@ def adapt(
         model=model,
         out=out,
         checkpoint=checkpoint,
-        model_options=_settings("--option", options, "attention=official"),
+        model_options=settings_of("--option", options, "attention=official"),
         data=data,
         search=search,
         test=test,
@@ -197,27 +179,11 @@ def adapt(
         threads=threads,
         feature_cache=feature_cache,
     )
-    found = adaptation.adapt(chosen, _cache(cache))
+    found = adaptation.adapt(chosen, cache_of(cache))
     adaptation.write_adaptation(found, out)
     write_report(found, out)
     typer.echo(verdict(found))
     typer.echo(f"report: {out / 'report.md'}")
-
-
-@app.command("cache")
-def show_cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove the features; scores and weights stay.")] = False,
-    cache: Cache = None,
-) -> None:
-    """Shows what features on disk take, and removes them on demand."""
-    from redfree.models import feature_cache
-    from redfree.models.checkpoints import FEATURES
-
-    folder = _cache(cache) / FEATURES
-    if clear:
-        feature_cache.clear(folder)
-    count, size = feature_cache.size(folder)
-    typer.echo(f"{folder}: features of {count} images, {size / 2**20:,.1f} MiB")
 
 
 def _title(suite: str) -> str:
@@ -305,25 +271,6 @@ def exactness(
     require_writable(out)
     rows = [row for name in track(names, len(names), "compare") for row in measure_exactness(name)]
     typer.echo(write_exactness(rows, out))
-
-
-@app.command()
-def sheet(
-    dataset: str,
-    out: Annotated[Path, typer.Option(help="The PNG to write.", dir_okay=False)],
-    split: Annotated[str, typer.Option(help="search, train, validation or test.")] = "train",
-    count: Annotated[int, typer.Option(min=1)] = 32,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-) -> None:
-    """Draws a contact sheet of a dataset: every image above itself with outline and prompt."""
-    from redfree.data.registry import open_dataset
-    from redfree.data.schema import read_samples
-    from redfree.records.store import require_writable
-    from redfree.report.sheet import write_sheet
-
-    require_writable(out.parent)
-    write_sheet(list(read_samples(open_dataset(dataset).load(split, count, seed))), out)
-    typer.echo(str(out))
 
 
 @app.command()

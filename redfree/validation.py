@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from redfree.errors import UserError, unknown
 
 Validated = TypeVar("Validated", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """Frozen, and without fields that the schema does not name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def validate(kind: type[Validated], data: object, where: str) -> Validated:

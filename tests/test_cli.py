@@ -346,11 +346,39 @@ def test_list_of_one_kind(call, monkeypatch, tmp_path):
     assert rows["sam_nano"][-1] == "yes"
 
 
+def test_list_of_datasets_is_a_table_and_imports_no_torch(tmp_path):
+    (tmp_path / "d" / "busi" / "Dataset_BUSI_with_GT").mkdir(parents=True)
+    code = (
+        "import sys, redfree.cli as c; sys.argv = ['redfree', 'list', 'datasets', '--data-root', sys.argv[1]]\n"
+        "try: c.main()\n"
+        "finally: print(sorted({'torch', 'datasets', 'matplotlib'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "d"]
+    *lines, imported = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert imported == "[]"
+    rows = {line.split()[0]: line.split() for line in lines[2:]}
+    assert rows["isic2016"] == ["isic2016", "segmentation", "CC0-1.0", "train", "900,", "test", "379", "yes", "no"]
+    assert rows["busi"][-2:] == ["no", "yes"]
+
+
+def test_fetch_says_how_a_dataset_without_a_download_comes_here(call, tmp_path):
+    root = tmp_path / "d"
+    code, out, err = call("fetch", "busi", "digits", "--data-root", root)
+    assert (code, err) == (1, "")
+    assert "page:    https://scholar.cu.edu.eg/" in out
+    assert f"unpack it into {root / 'busi'}, so that it holds:\n  Dataset_BUSI_with_GT/benign/benign (1).png\n" in out
+    assert "digits: nothing to fetch" in out
+    assert not root.exists()
+    (root / "busi" / "Dataset_BUSI_with_GT").mkdir(parents=True)
+    assert call("fetch", "busi", "--data-root", root) == (0, f"{root / 'busi'}\n", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["list", "model"], "unknown kind 'model'; did you mean 'models'?"),
-        (["fetch", "sam_vit_c"], "unknown checkpoint 'sam_vit_c'; did you mean 'sam_vit_"),
+        (["fetch", "sam_vit_c"], "unknown checkpoint or dataset 'sam_vit_c'; did you mean 'sam_vit_"),
+        (["fetch", "digits", "isic2015"], "unknown checkpoint or dataset 'isic2015'; did you mean 'isic2016'?"),
         (["fetch", "dinov3_vitb16"], "dinov3_vitb16"),
         (
             ["adapt", "--out", "o", "--data", "images", "--option", "attention"],

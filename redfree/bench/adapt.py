@@ -17,7 +17,7 @@ from redfree.bench.catalogue import SwapParams
 from redfree.bench.cell import CellRequest, Measurement, measure, write_measurement
 from redfree.channels import ChannelMap
 from redfree.data.folder import FolderDataset
-from redfree.data.schema import SegmentationDataset
+from redfree.data.schema import DatasetAdapter
 from redfree.errors import UserError
 from redfree.models.checkpoints import FEATURES
 from redfree.models.loading import check_options
@@ -109,7 +109,7 @@ class _TwoFolders:
     def __len__(self) -> int:
         return len(self._parts["search"])
 
-    def load(self, split: str, count: int, seed: int) -> datasets.Dataset:
+    def load(self, split: str, count: int | None, seed: int) -> datasets.Dataset:
         return self._parts[split].load("all", count, seed)
 
     def describe(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class _TwoFolders:
         return [defect for part in self._parts.values() for defect in part.verify()]
 
 
-def _open(options: AdaptOptions) -> tuple[SegmentationDataset, int, int]:
+def _open(options: AdaptOptions) -> tuple[DatasetAdapter, int, int]:
     """The dataset with the sizes of its search and test split."""
     if options.data is None:
         if options.search is None or options.test is None:
@@ -140,7 +140,7 @@ def _open(options: AdaptOptions) -> tuple[SegmentationDataset, int, int]:
     return FolderDataset(options.data, options.mask_threshold, n_search), n_search, total - n_search
 
 
-def _request(options: AdaptOptions, dataset: SegmentationDataset, n_search: int, n_test: int) -> CellRequest:
+def _request(options: AdaptOptions, dataset: DatasetAdapter, n_search: int, n_test: int) -> CellRequest:
     if options.folds > n_search:
         raise UserError(f"--folds {options.folds} is more than the {n_search} search images; lower it")
     about = dataset.describe()

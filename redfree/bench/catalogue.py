@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from redfree.records.schema import Strict
+from redfree.validation import Strict
 
 GuardRule = Literal["one_standard_error", "k_fold", "split_half", "none"]
 

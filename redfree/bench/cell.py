@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -13,14 +14,17 @@ import torch
 from pydantic import Field, JsonValue
 
 from redfree.bench.methods import METHODS, Choice, Situation
-from redfree.data.registry import open_dataset
-from redfree.data.schema import Sample, SegmentationDataset, read_samples, split_sha256
+from redfree.data.prompts import PromptRule
+from redfree.data.registry import DatasetUse, open_dataset
+from redfree.data.schema import TASKS, DatasetAdapter, split_sha256
+from redfree.data.stored import LazyImages, StoredSample, store_samples
 from redfree.errors import UserError
 from redfree.measure.phases import Phase, Stopwatch
 from redfree.models.base import Model
 from redfree.models.feature_cache import FeatureCache
 from redfree.models.loading import check_options, load_model
 from redfree.models.weights import published_sha256
+from redfree.progress import track
 from redfree.records import schema
 from redfree.records.provenance import environment, now
 from redfree.records.statistics import bootstrap_ci95
@@ -31,15 +35,34 @@ from redfree.search.guard import GuardVerdict
 from redfree.search.log import SearchLog
 from redfree.search.scores import Ledger
 from redfree.tasks.segmentation import COUNT_NAMES, METRICS, Counts
+from redfree.validation import Strict
+
+Task = Literal["segmentation", "depth", "classification"]
 
 
-class CellRequest(schema.Strict):
-    """What to measure, before data and weights are looked at."""
+class CellRequest(Strict):
+    """What to measure, before data and weights are looked at.
+
+    Attributes:
+        suite: name of the results folder.
+        task: the task of the dataset.
+        model: name of the model.
+        options: options of the model that are not at their default.
+        dataset: name of the dataset.
+        dataset_options: options of the dataset that are not at their default.
+        dataset_root: where the dataset lies, as of `DatasetUse`.
+        seed: seed of search images, folds and random draws.
+        method: the method and its parameters.
+        protocol: how it is measured.
+    """
 
     suite: str
+    task: Task = "segmentation"
     model: str
     options: dict[str, JsonValue] = Field(default_factory=dict)
     dataset: str
+    dataset_options: dict[str, JsonValue] = Field(default_factory=dict)
+    dataset_root: str | None = None
     seed: int
     method: schema.MethodSpec
     protocol: schema.Protocol
@@ -48,6 +71,27 @@ class CellRequest(schema.Strict):
     def title(self) -> str:
         """model/dataset/label/seed, the text that `--only` matches."""
         return f"{self.model}/{self.dataset}/{self.method.label}/{self.seed}"
+
+    @property
+    def dataset_use(self) -> DatasetUse:
+        """The dataset with its options and place."""
+        return DatasetUse(self.dataset, self.dataset_options, self.dataset_root)
+
+    @property
+    def prompt(self) -> PromptRule:
+        """Where the protocol places prompts."""
+        protocol = self.protocol
+        return PromptRule(
+            rule=protocol.prompt,
+            components=protocol.prompt_components,
+            seed=protocol.prompt_seed,
+            jitter=protocol.box_jitter,
+            outside=protocol.outside_points,
+        )
+
+    def open_dataset(self) -> DatasetAdapter:
+        """The adapter of the dataset."""
+        return open_dataset(self.dataset_use, self.prompt)
 
     @property
     def selects_on(self) -> str | None:
@@ -66,8 +110,8 @@ class Splits:
         choosing: images that choose; None for a method that does not search; the test images for the oracle.
     """
 
-    test: list[Sample]
-    choosing: list[Sample] | None
+    test: list[StoredSample]
+    choosing: list[StoredSample] | None
 
 
 @dataclass(frozen=True)
@@ -104,17 +148,17 @@ class Measurement:
     choice: Choice
 
 
-def load_splits(request: CellRequest, dataset: SegmentationDataset) -> Splits:
+def load_splits(request: CellRequest, dataset: DatasetAdapter) -> Splits:
     """Reads the images of a cell.
 
     Raises:
         UserError: the dataset has too few, one of them is defective, or an image is in both splits.
     """
     protocol = request.protocol
-    test = list(read_samples(dataset.load("test", protocol.n_test, request.seed)))
+    test = store_samples(dataset.load("test", protocol.n_test, request.seed), "read test")
     if request.selects_on != "search":
         return Splits(test, test if request.selects_on == "test" else None)
-    choosing = list(read_samples(dataset.load("search", protocol.n_search, request.seed)))
+    choosing = store_samples(dataset.load("search", protocol.n_search, request.seed), "read search")
     known = {sample.image_sha256(): sample.id for sample in choosing}
     for sample in test:
         if (twin := known.get(sample.image_sha256())) is not None:
@@ -122,7 +166,7 @@ def load_splits(request: CellRequest, dataset: SegmentationDataset) -> Splits:
     return Splits(test, choosing)
 
 
-def spec_of(request: CellRequest, dataset: SegmentationDataset, splits: Splits, model_sha256: str) -> schema.Spec:
+def spec_of(request: CellRequest, dataset: DatasetAdapter, splits: Splits, model_sha256: str) -> schema.Spec:
     """The identity of a cell, from the images it reads and the weights it runs on."""
     facts = {"test": (len(splits.test), split_sha256(splits.test))}
     if splits.choosing is not None:
@@ -136,28 +180,37 @@ def identify(request: CellRequest) -> schema.Spec:
     Raises:
         UserError: no SHA-256 of the model's weights is published, and they are not here.
     """
-    facts = {"test": _split_facts(request.dataset, "test", request.protocol.n_test, 0)}
+    facts = {"test": _split_facts(_dataset_key(request), "test", request.protocol.n_test, 0)}
     if request.selects_on == "search":
-        facts["choosing"] = _split_facts(request.dataset, "search", request.protocol.n_search, request.seed)
+        facts["choosing"] = _split_facts(_dataset_key(request), "search", request.protocol.n_search, request.seed)
     elif request.selects_on == "test":
         facts["choosing"] = facts["test"]
-    return _spec(request, open_dataset(request.dataset), facts, published_sha256(request.model))
+    return _spec(request, request.open_dataset(), facts, published_sha256(request.model))
+
+
+def _dataset_key(request: CellRequest) -> str:
+    """All of a request that its images depend on, as a request of the baseline."""
+    baseline = schema.MethodSpec(name="baseline", label="baseline")
+    same = {"suite": "", "model": "", "options": {}, "seed": 0, "method": baseline}
+    return request.model_copy(update=same).model_dump_json()
 
 
 @lru_cache(maxsize=256)
-def _split_facts(dataset: str, split: str, count: int, seed: int) -> tuple[int, str]:
-    samples = list(read_samples(open_dataset(dataset).load(split, count, seed)))
-    return len(samples), split_sha256(samples)
+def _split_facts(dataset_key: str, split: str, count: int | None, seed: int) -> tuple[int, str]:
+    request = CellRequest.model_validate_json(dataset_key)
+    rows, decode = request.open_dataset().load(split, count, seed), TASKS[request.task][1]
+    samples = track((decode(row) for row in rows), len(rows), f"read {request.dataset} {split}")
+    return len(rows), split_sha256(samples)
 
 
 def _spec(
-    request: CellRequest, dataset: SegmentationDataset, facts: dict[str, tuple[int, str]], model_sha256: str
+    request: CellRequest, dataset: DatasetAdapter, facts: dict[str, tuple[int, str]], model_sha256: str
 ) -> schema.Spec:
     about, options = dataset.describe(), check_options(request.model, request.options)
     recorded = options.recorded() if options else request.options
     return schema.Spec(
         suite=request.suite,
-        task="segmentation",
+        task=request.task,
         protocol=request.protocol,
         model=schema.ModelSpec(name=request.model, checkpoint_sha256=model_sha256, options=recorded),
         dataset=schema.DatasetSpec(
@@ -166,6 +219,7 @@ def _spec(
             source=about["source"],
             split_sizes={name: size for name, (size, _) in facts.items()},
             split_sha256={name: digest for name, (_, digest) in facts.items()},
+            options=about.get("options", {}),
         ),
         method=request.method,
         seed=request.seed,
@@ -176,9 +230,9 @@ def prepare(request: CellRequest, model: Model, splits: Splits, log: SearchLog, 
     """Encodes the images of a cell, each once."""
     protocol, read = request.protocol, 0
 
-    def evaluator(samples: Sequence[Sample]) -> SegmentationEvaluator:
+    def evaluator(samples: Sequence[StoredSample]) -> SegmentationEvaluator:
         nonlocal read
-        encoding = features.encode(model, [sample.image for sample in samples])
+        encoding = features.encode(model, LazyImages(samples))
         read += encoding.read
         batch = protocol.batch or default_batch(encoding.features.maps)
         decoder, dtype = protocol.decoder, protocol.search_dtype
@@ -198,9 +252,21 @@ def choose(request: CellRequest, setup: Setup, stopwatch: Stopwatch) -> Choice:
     return method.choose(situation, method.params.model_validate(request.method.params))
 
 
+def require_measurable(task: str) -> None:
+    """Refuses tasks whose metrics and heads redfree does not have yet.
+
+    Raises:
+        UserError: the task is not segmentation.
+    """
+    if task != "segmentation":
+        raise UserError(
+            f"task {task}: its suites can be planned and checked, but not measured yet; run a segmentation one"
+        )
+
+
 def measure(
     request: CellRequest,
-    dataset: SegmentationDataset,
+    dataset: DatasetAdapter,
     model_file: Path | None,
     log: SearchLog,
     feature_folder: Path | None = None,
@@ -217,6 +283,7 @@ def measure(
     Raises:
         UserError: weights or images are defective.
     """
+    require_measurable(request.task)
     torch.set_num_threads(request.protocol.threads)
     stopwatch = Stopwatch()
     with stopwatch.phase("load"):

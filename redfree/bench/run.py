@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from redfree.bench.cell import CellRequest, identify
+from redfree.errors import UserError
 from redfree.progress import track
 from redfree.records.provenance import environment, now
 from redfree.records.schema import Record, Spec
@@ -43,6 +44,14 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Obstacle:
+    """A cell that cannot be identified, for want of its data for instance, and why."""
+
+    request: CellRequest
+    reason: str
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of a job: measured, kept (its record was there), failed, oom or skipped."""
 
@@ -52,12 +61,31 @@ class Outcome:
 
 
 def jobs_of(requests: Sequence[CellRequest], results: Path) -> list[Job]:
-    """Identifies cells, behind a progress bar: images are drawn and hashed."""
-    jobs = []
+    """Identifies cells, behind a progress bar: images are read and hashed.
+
+    Raises:
+        UserError: the images or the weights of a cell are not here.
+    """
+    return [_job(request, results) for request in track(requests, total=len(requests), description="identify")]
+
+
+def survey(requests: Sequence[CellRequest], results: Path) -> list[Job | Obstacle]:
+    """Identifies the cells that can be; the others come with the reason, asked for once a dataset and model."""
+    found: list[Job | Obstacle] = []
+    reasons: dict[tuple[str, str], str] = {}
     for request in track(requests, total=len(requests), description="identify"):
-        spec = identify(request)
-        jobs.append(Job(request, spec, record_path(results, spec)))
-    return jobs
+        key = (repr(request.dataset_use), request.model)
+        try:
+            found.append(Obstacle(request, reasons[key]) if key in reasons else _job(request, results))
+        except UserError as error:
+            reasons[key] = str(error)
+            found.append(Obstacle(request, str(error)))
+    return found
+
+
+def _job(request: CellRequest, results: Path) -> Job:
+    spec = identify(request)
+    return Job(request, spec, record_path(results, spec))
 
 
 def run(

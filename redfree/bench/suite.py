@@ -11,12 +11,12 @@ from mmengine.config import Config
 from pydantic import Field, JsonValue, field_validator
 
 from redfree.bench.catalogue import METHOD_PARAMS
-from redfree.bench.cell import CellRequest
-from redfree.data.registry import DATASETS
+from redfree.bench.cell import CellRequest, Task
+from redfree.data.registry import DatasetUse, check_options, task_of
 from redfree.errors import UserError, unknown
 from redfree.models.catalogue import MODELS
-from redfree.records.schema import MethodSpec, Protocol, Strict
-from redfree.validation import validate
+from redfree.records.schema import MethodSpec, Protocol
+from redfree.validation import Strict, validate
 
 BENCHMARKS = Path("benchmarks")
 
@@ -36,6 +36,27 @@ class ModelUse(Strict):
     options: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+class DatasetEntry(Strict):
+    """A dataset of a suite.
+
+    Attributes:
+        name: a name of `redfree list datasets`.
+        options: options that are not at their default.
+        root: its folder, absolute or below the data folder; null for the folder of its name there.
+        protocol: fields of the protocol that differ for this dataset, such as n_test.
+    """
+
+    name: str
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    root: str | None = None
+    protocol: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @property
+    def use(self) -> DatasetUse:
+        """The dataset with its options and place."""
+        return DatasetUse(self.name, self.options, self.root)
+
+
 class Suite(Strict):
     """What to run: the product of models, datasets, methods and seeds.
 
@@ -44,7 +65,7 @@ class Suite(Strict):
         title: heading of the leaderboard.
         task: the task of every dataset.
         models: names of models, or a name with options.
-        datasets: names of datasets.
+        datasets: names of datasets, or a name with options.
         methods: methods with their parameters.
         seeds: seeds of search images, folds and random draws.
         protocol: how every cell is measured.
@@ -52,17 +73,17 @@ class Suite(Strict):
 
     suite: str
     title: str
-    task: str = Field(pattern="^segmentation$")
+    task: Task
     models: list[ModelUse] = Field(min_length=1)
-    datasets: list[str] = Field(min_length=1)
+    datasets: list[DatasetEntry] = Field(min_length=1)
     methods: list[MethodEntry] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
     protocol: Protocol = Protocol()
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "datasets", mode="before")
     @classmethod
-    def _names_are_models(cls, models: object) -> object:
-        return [{"name": m} if isinstance(m, str) else m for m in models] if isinstance(models, list) else models
+    def _names_suffice(cls, uses: object) -> object:
+        return [{"name": use} if isinstance(use, str) else use for use in uses] if isinstance(uses, list) else uses
 
 
 def find_suite(name: str) -> Path:
@@ -95,15 +116,34 @@ def load_suite(name: str, overrides: Mapping[str, Any] | None = None) -> Suite:
         raise UserError(f"{path}: not a suite ({' '.join(str(error).split())})") from None
     suite = validate(Suite, config.to_dict(), str(path))
     for model in suite.models:
-        _check_model(model, f"{path}: models")
+        _check_model(model, suite.task, f"{path}: models")
     for dataset in suite.datasets:
-        if dataset not in DATASETS:
-            raise UserError(f"{path}: datasets: {unknown('dataset', dataset, DATASETS)}")
+        _check_dataset(dataset, suite, str(path))
     return suite
 
 
-def _check_model(model: ModelUse, where: str) -> None:
-    known = [name for name, entry in MODELS.items() if entry.promptable]
+def _check_dataset(dataset: DatasetEntry, suite: Suite, path: str) -> None:
+    try:
+        check_options(dataset.use)
+    except UserError as error:
+        raise UserError(f"{path}: datasets: {error}") from None
+    if (task := task_of(dataset.use)) != suite.task:
+        raise UserError(
+            f"{path}: datasets: {dataset.name} is for {task}, the suite for {suite.task}; remove one of them"
+        )
+    _protocol(suite, dataset, path)
+
+
+def _protocol(suite: Suite, dataset: DatasetEntry, where: str) -> Protocol:
+    """The suite's protocol with what differs for one dataset."""
+    if not dataset.protocol:
+        return suite.protocol
+    fields = {**suite.protocol.model_dump(mode="json"), **dataset.protocol}
+    return validate(Protocol, fields, f"{where}: protocol of {dataset.name}")
+
+
+def _check_model(model: ModelUse, task: str, where: str) -> None:
+    known = [name for name, entry in MODELS.items() if entry.promptable == (task == "segmentation")]
     if model.name not in known:
         raise UserError(f"{where}: {unknown('model', model.name, known)}")
     validate(MODELS[model.name].options, model.options, f"{where}: options of {model.name}")
@@ -140,10 +180,13 @@ def plan(suite: Suite, only: str | None = None, shard: tuple[int, int] = (1, 1))
             suite=suite.suite,
             model=model.name,
             options=model.options,
-            dataset=dataset,
+            task=suite.task,
+            dataset=dataset.name,
+            dataset_options=dataset.options,
+            dataset_root=dataset.root,
             seed=seed,
             method=method,
-            protocol=suite.protocol,
+            protocol=_protocol(suite, dataset, f"suite {suite.suite}"),
         )
         for (model, dataset, seed), method in product(groups, methods)
     ]

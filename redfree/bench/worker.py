@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 
 from redfree.bench.cell import CellRequest, measure, write_measurement
-from redfree.data.registry import open_dataset
 from redfree.errors import UserError
 from redfree.search.log import SearchLog
 
@@ -25,7 +24,7 @@ def main() -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     path, cache = Path(sys.argv[1]), Path(sys.argv[2])
     try:
-        dataset = open_dataset(request.dataset)
+        dataset = request.open_dataset()
         features = Path(sys.argv[3]) if len(sys.argv) > 3 else None
         measurement = measure(request, dataset, None, SearchLog(cache / "scores"), features)
     except UserError as error:

@@ -88,8 +88,8 @@ def random_inside(mask: Mask, rng: np.random.Generator) -> Prompt:
 def box(mask: Mask, jitter: int, rng: np.random.Generator) -> Prompt:
     """The tight box around the object, each side moved at random.
 
-    Corners are pixel edges: the box of one pixel (x, y) is (x, y, x + 1, y + 1), and that of a whole image
-    (0, 0, W, H). Moving the sides is how SAM (Kirillov et al. 2023) and MedSAM (Ma et al. 2024) imitate loose boxes.
+    Corners are pixel indices, as those of points: the box of one pixel (x, y) is (x, y, x, y), and that of a whole
+    image (0, 0, W - 1, H - 1), as SAM's `batched_mask_to_box` and MedSAM have it. Moving the sides is how SAM (Kirillov et al. 2023) and MedSAM (Ma et al. 2024) imitate loose boxes.
 
     Args:
         mask: (H, W) bool, not empty.
@@ -103,7 +103,7 @@ def box(mask: Mask, jitter: int, rng: np.random.Generator) -> Prompt:
     height, width = mask.shape
     top, left, bottom, right = np.add(_bounds(mask), rng.integers(-jitter, jitter, 4, endpoint=True))
     x0, y0 = np.clip(left, 0, width - 1), np.clip(top, 0, height - 1)
-    x1, y1 = np.clip(right, x0 + 1, width), np.clip(bottom, y0 + 1, height)
+    x1, y1 = np.clip(right - 1, x0, width - 1), np.clip(bottom - 1, y0, height - 1)
     return Prompt((), (), (float(x0), float(y0), float(x1), float(y1)))
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class FeatureCache:
 
         Args:
             model: a frozen model, such as a `PromptableModel`.
-            images: RGB images, each (H, W, 3) uint8 of any size; equal ones are encoded once.
+            images: RGB images, each (H, W, 3) uint8 of any size, held one batch at a time; equal ones are encoded once.
             label: title of the progress bar, which counts distinct images.
 
         Raises:
@@ -117,8 +117,8 @@ class FeatureCache:
         _require_plain(model)
         places = self._places(model, images)
         rows, read = _Rows(len(images), _device(model)), 0
-        distinct = {key: images[where[0]] for key, where in places.items()}
-        for key, entry, was_read in track(self._entries(model, distinct), len(places), label):
+        distinct = {key: where[0] for key, where in places.items()}
+        for key, entry, was_read in track(self._entries(model, images, distinct), len(places), label):
             rows.fill(places[key], entry)
             read += was_read
         return CachedEncoding(rows.features(), len(places) - read, read)
@@ -139,18 +139,20 @@ class FeatureCache:
         options, encoding = sorted(model.options().items()), _encoding_facts(model)
         return repr((*facts, *named, options, encoding, _device(model).type, _arithmetic(), _versions()))
 
-    def _entries(self, model: Encoder, images: Mapping[str, Image]) -> Iterator[tuple[str, _Entry, bool]]:
+    def _entries(
+        self, model: Encoder, images: Sequence[Image], distinct: Mapping[str, int]
+    ) -> Iterator[tuple[str, _Entry, bool]]:
         """Every key with its features and whether they were read: first those on disk, then the others."""
-        missing: dict[str, Image] = {}
-        for key, image in images.items():
+        missing: dict[str, int] = {}
+        for key, place in distinct.items():
             entry = self._read(key)
             if entry is None:
-                missing[key] = image
+                missing[key] = place
             else:
                 yield key, entry, True
         if not missing:
             return
-        encoded = self._encoded(model, list(missing.values()))
+        encoded = self._encoded(model, _Chosen(images, list(missing.values())))
         for key, entry in zip(missing, encoded, strict=True):
             yield key, self._kept(key, entry), False
 
@@ -182,6 +184,26 @@ class FeatureCache:
         with suppress(OSError, SafetensorError, KeyError, TypeError, ValueError):
             return _deserialised(_path(self.folder, key), key)
         return None
+
+
+@dataclass(frozen=True)
+class _Chosen(Sequence[Image]):
+    """Some of the images, which may be on disk until they are indexed."""
+
+    images: Sequence[Image]
+    places: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Image]: ...
+    def __getitem__(self, index: int | slice) -> Image | list[Image]:
+        if isinstance(index, slice):
+            return [self.images[place] for place in self.places[index]]
+        return self.images[self.places[index]]
 
 
 class _Rows:

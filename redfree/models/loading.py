@@ -73,10 +73,13 @@ def load_model(name: str, checkpoint: Path | None = None, options: Options | Non
     given = check_options(name, options)
     if given is None:
         return _load_custom(name, checkpoint, options or {})
-    if not (entry := MODELS[name]).promptable:
+    if not MODELS[name].promptable:
         raise UserError(f"{name} gives tokens, not masks; choose one of {', '.join(promptable_names())}")
-    module, sha256 = load_module(name, checkpoint, options)
-    encoding = _encoding(entry, given)
+    return _promptable(name, *load_module(name, checkpoint, options), given)
+
+
+def _promptable(name: str, module: nn.Module, sha256: str, given: ModelOptions) -> Model:
+    encoding = _encoding(MODELS[name], given)
     if isinstance(given, Sam2Options):
         from redfree.models.sam2 import Sam2Model  # noqa: PLC0415
 
@@ -95,14 +98,30 @@ def load_tokens(name: str, checkpoint: Path | None = None, options: Options | No
     Raises:
         UserError: as `load_model`.
     """
-    from redfree.models.tokens import TokenModel  # noqa: PLC0415
-
     given = validate(TokenOptions, dict(options or {}), f"options of {name}")
     if name in MODELS and MODELS[name].family != "timm":
         raise UserError(f"{name} makes masks, it gives no tokens; choose a model of the family timm")
-    module, sha256 = load_module(name, checkpoint, options)
+    return _tokens(name, *load_module(name, checkpoint, options), given)
+
+
+def _tokens(name: str, module: nn.Module, sha256: str, given: TokenOptions) -> TokenModel:
+    from redfree.models.tokens import TokenModel  # noqa: PLC0415
+
     encoding = _encoding(MODELS.get(name), given)
     return TokenModel(name, module, sha256, encoding, swap_on=given.swap_on, swap_at=given.swap_at, fit=given.fit)
+
+
+def untrained_model(name: str, options: Options | None = None) -> Model | TokenModel:
+    """A model of the catalogue with random weights: as fast and as large as the trained one.
+
+    Raises:
+        UserError: an option is unknown or not valid.
+    """
+    given = validate(MODELS[name].options, dict(options or {}), f"options of {name}")
+    module = build_module(MODELS[name], given).to(given.device)
+    if isinstance(given, TokenOptions):
+        return _tokens(name, module, "", given)
+    return _promptable(name, module, "", given)
 
 
 def load_module(

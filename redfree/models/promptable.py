@@ -109,12 +109,13 @@ class PromptableModel(ABC):
     @torch.inference_mode()
     def encode_each(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[Features]:
         """As `encode`, a batch at a time."""
-        for image in images:
-            if min(image.shape[:2]) < 2:
-                raise too_thin(image, self.name, self.input_side)
         for start in range(0, len(images), self.encoding.batch):
+            batch = images[start : start + self.encoding.batch]
+            for image in batch:
+                if min(image.shape[:2]) < 2:
+                    raise too_thin(image, self.name, self.input_side)
             with self.encoding.autocast(self.device):
-                features = self._encode_batch(images[start : start + self.encoding.batch])
+                features = self._encode_batch(batch)
             high_resolution = tuple(level.float().contiguous() for level in features.high_resolution)
             yield Features(features.maps.float().contiguous(), features.frames, high_resolution)
 

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from redfree.validation import Strict
 
 SCHEMA_VERSION = 1
 
@@ -14,10 +25,14 @@ Fraction = FiniteFloat
 Interval = tuple[FiniteFloat, FiniteFloat]
 
 
-class Strict(BaseModel):
-    """Frozen, and without fields that the schema does not name."""
+# Fields that came after the first records are written only where they are set: older run ids stay what they are.
+_LATER_PROTOCOL_FIELDS = ("prompt_components", "prompt_seed", "box_jitter", "outside_points")
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+def _without_defaults(model: BaseModel, data: dict[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    kinds = type(model).model_fields
+    unset = {name for name in fields if getattr(model, name) == kinds[name].get_default(call_default_factory=True)}
+    return {name: value for name, value in data.items() if name not in unset}
 
 
 class Protocol(Strict):
@@ -25,10 +40,14 @@ class Protocol(Strict):
 
     Attributes:
         n_search: images that choose a swap.
-        n_test: images that are scored.
+        n_test: images that are scored; null for the whole test split.
         n_pairs: N of the Top-N.
         semantics: how several pairs act together.
-        prompt: the rule that places prompts.
+        prompt: the rule that places prompts, see `redfree.data.prompts.PromptRule`, as the next four.
+        prompt_components: what of an object of several parts the rule sees.
+        prompt_seed: seed of random points and boxes.
+        box_jitter: pixels by which the sides of boxes move at random.
+        outside_points: whether points of files may lie off their object.
         folds: folds of the guard.
         batch: maps decoded at a time; null chooses by memory, see `Cost.decode_batch`.
         threads: intra-operation threads of torch.
@@ -39,10 +58,14 @@ class Protocol(Strict):
     """
 
     n_search: int = Field(default=50, ge=1)
-    n_test: int = Field(default=200, ge=1)
+    n_test: int | None = Field(default=200, ge=1)
     n_pairs: int = Field(default=10, ge=1, le=16)
     semantics: Literal["simultaneous", "sequential"] = "simultaneous"
-    prompt: Literal["distance_transform", "file"] = "distance_transform"
+    prompt: Literal["distance_transform", "centroid_hull", "random", "file", "box"] = "distance_transform"
+    prompt_components: Literal["all", "largest", "each"] = "all"
+    prompt_seed: int = Field(default=0, ge=0)
+    box_jitter: int = Field(default=0, ge=0)
+    outside_points: Literal["refuse", "keep"] = "refuse"
     folds: int = Field(default=5, ge=2)
     batch: int | None = Field(default=None, ge=1)
     threads: int = Field(default=2, ge=1)
@@ -57,6 +80,10 @@ class Protocol(Strict):
             raise ValueError(f"{self.folds} folds cannot be made of {self.n_search} search images; lower folds")
         return self
 
+    @model_serializer(mode="wrap")
+    def _keep_run_ids(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, handler(self), _LATER_PROTOCOL_FIELDS)
+
 
 class ModelSpec(Strict):
     """Which model: its name, the SHA-256 of its weights, and options."""
@@ -67,13 +94,18 @@ class ModelSpec(Strict):
 
 
 class DatasetSpec(Strict):
-    """Which images: name, revision, and the SHA-256 of the splits that the cell read."""
+    """Which images: name, revision, options of reading, and the SHA-256 of the splits that the cell read."""
 
     name: str
     revision: str | None
     source: str
     split_sizes: dict[str, int]
     split_sha256: dict[str, str]
+    options: dict[str, JsonValue] = {}
+
+    @model_serializer(mode="wrap")
+    def _keep_run_ids(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, handler(self), ("options",))
 
 
 class MethodSpec(Strict):
@@ -88,7 +120,7 @@ class Spec(Strict):
     """Identity of a cell. Its hash is the run id."""
 
     suite: str
-    task: Literal["segmentation"]
+    task: Literal["segmentation", "depth", "classification"]
     protocol: Protocol
     model: ModelSpec
     dataset: DatasetSpec

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from redfree.bench.adapt import Adaptation
 from redfree.channels import ChannelMap
-from redfree.data.schema import Sample
+from redfree.data.stored import AnySegmentationSample
 from redfree.files import replace_atomically, write_text
 from redfree.search.evaluate import SegmentationEvaluator
 from redfree.tasks.segmentation import METRICS, image_iou
@@ -113,7 +113,7 @@ def _masks(evaluator: SegmentationEvaluator, channel_map: ChannelMap, chosen: li
     return [np.asarray(one > 0) for one in logits]
 
 
-def _draw(axes: Axes, sample: Sample, mask: NDArray[np.bool_] | None, title: str) -> None:
+def _draw(axes: Axes, sample: AnySegmentationSample, mask: NDArray[np.bool_] | None, title: str) -> None:
     axes.imshow(sample.image)
     if mask is not None:
         # An outline of a ragged mask would have as many corners as the mask has pixels, and take gigabytes.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from redfree.channels import ChannelMap
-from redfree.data.schema import Sample
+from redfree.data.stored import AnySegmentationSample
 from redfree.models.base import Features, Model
 from redfree.search.batching import in_batches
 from redfree.search.log import SearchLog
@@ -61,7 +61,7 @@ class SegmentationEvaluator:
     """
 
     model: Model
-    samples: Sequence[Sample]
+    samples: Sequence[AnySegmentationSample]
     features: Features
     log: SearchLog
     batch: int = 64
@@ -133,9 +133,18 @@ class SegmentationEvaluator:
         device, pairs = self.features.maps.device, zip(self.samples, self.features.frames, strict=True)
         return [resize_mask(sample.mask, frame.resized).to(device) for sample, frame in pairs]
 
+    @cached_property
+    def _ignored(self) -> list[Tensor | None]:
+        """Where the truth of each image is unknown, but for pixels of which half are the object."""
+        device, triples = self.features.maps.device, zip(self.samples, self.features.frames, self._targets, strict=True)
+        return [
+            None if (ignore := sample.ignore) is None else resize_mask(ignore, frame.resized).to(device) & ~target
+            for sample, frame, target in triples
+        ]
+
     def _score_image(self, index: Tensor, d: int) -> NDArray[np.float64]:
         one, tokens = self.features.select([d]), self._tokens[d]
-        target = UpscaledTarget.of(self._targets[d], *self.model.low_resolution(one))
+        target = UpscaledTarget.of(self._targets[d], *self.model.low_resolution(one), self._ignored[d])
         decode = self.model.swap_decoder(one, tokens) if self._shares else self.model.map_decoder(one, tokens)
 
         def score(chunk: Tensor) -> NDArray[np.float64]:
@@ -177,10 +186,9 @@ class SegmentationEvaluator:
         original = features.maps
 
         def loss(logits: Tensor) -> Tensor:
-            pairs = zip(logits, features.frames, strict=True)
-            masks = [self.model.upscale(low[None], frame, frame.resized)[0] for low, frame in pairs]
-            losses = [sharp_iou_loss(mask, self._targets[d]) for mask, d in zip(masks, chosen, strict=True)]
-            return torch.stack(losses).sum()
+            triples = zip(logits, features.frames, chosen, strict=True)
+            masks = [(self.model.upscale(low[None], frame, frame.resized)[0], d) for low, frame, d in triples]
+            return torch.stack([sharp_iou_loss(m, self._targets[d], self._ignored[d]) for m, d in masks]).sum()
 
         mapped = channel_map.apply(original)
         gradient = self.model.gradient(features.with_maps(mapped), torch.cat([self._tokens[d] for d in chosen]), loss)
@@ -192,7 +200,10 @@ class SegmentationEvaluator:
 
     def count(self, channel_map: ChannelMap) -> Counts:
         """Raw counts of one map on every image at the image's own size: (D, 4) tp, fp, fn, tn."""
-        swapped = self.features.with_maps(channel_map.apply(self.features.maps))
-        logits = self.model.decode(swapped, [sample.prompt for sample in self.samples])
-        pairs = zip(logits, self.samples, strict=True)
-        return np.array([count_pixels(np.asarray(mask.cpu() > 0), sample.mask) for mask, sample in pairs], np.int64)
+        return np.array([self._count_image(channel_map, d) for d in range(len(self))], np.int64)
+
+    def _count_image(self, channel_map: ChannelMap, d: int) -> tuple[int, int, int, int]:
+        # One image at a time: masks at the size of photographs are as large as features.
+        one, sample = self.features.select([d]), self.samples[d]
+        (logits,) = self.model.decode(one.with_maps(channel_map.apply(one.maps)), [sample.prompt])
+        return count_pixels(np.asarray(logits.cpu() > 0), sample.mask, sample.ignore)

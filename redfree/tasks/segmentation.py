@@ -12,13 +12,18 @@ Counts = NDArray[np.int64]
 COUNT_NAMES = ("tp", "fp", "fn", "tn")
 
 
-def count_pixels(predicted: NDArray[np.bool_], target: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+def count_pixels(
+    predicted: NDArray[np.bool_], target: NDArray[np.bool_], ignore: NDArray[np.bool_] | None = None
+) -> tuple[int, int, int, int]:
     """True positives, false positives, false negatives and true negatives of one mask, in pixels.
 
     Args:
         predicted: (H, W) bool.
         target: (H, W) bool.
+        ignore: (H, W) bool, pixels that are not counted at all; None where all are.
     """
+    if ignore is not None:
+        predicted, target = predicted[~ignore], target[~ignore]
     hits, marked, true = int((predicted & target).sum()), int(predicted.sum()), int(target.sum())
     return hits, marked - hits, true - hits, target.size - marked - true + hits
 

@@ -25,9 +25,9 @@ class UpscaledTarget:
     Attributes:
         low_size: (h, w) of the logits.
         positives: number of pixels of the target that are set.
-        signs: (cells, s * s) int8: 1 where the target is set, -1 where it is not, 0 outside it.
+        signs: (cells, s * s) int8: 1 where the target is set, -1 where it is not, 0 outside it and where it is ignored.
         totals: (2, cells) sums of the signs of each cell, and of their absolute values.
-        mixed: (cells,) int8: 3 where the cell holds a pixel of the target, 0 elsewhere.
+        mixed: (cells,) int8: 3 where the cell holds a pixel that counts, 0 elsewhere.
         corners: (4,) int64 steps from a cell to its corners in a flattened map with its border repeated.
         weights: (4, s * s) weights of the corners in each pixel of a cell.
     """
@@ -41,13 +41,14 @@ class UpscaledTarget:
     weights: Tensor
 
     @classmethod
-    def of(cls, target: Tensor, low_size: tuple[int, int], scale: int) -> UpscaledTarget:
+    def of(cls, target: Tensor, low_size: tuple[int, int], scale: int, ignore: Tensor | None = None) -> UpscaledTarget:
         """Prepares a target for maps that are upscaled by a whole factor and cropped, at the bottom and right, to it.
 
         Args:
             target: (H, W) bool, at most (scale * h, scale * w); the logits are expected on its device.
             low_size: (h, w) of the logits.
             scale: factor s of the upscaling, at least 1.
+            ignore: (H, W) bool, pixels off the target that do not count; None where all do.
 
         Raises:
             ValueError: if the scale is below 1 or the target larger than the upscaled logits.
@@ -57,7 +58,7 @@ class UpscaledTarget:
         limit = (scale * low_size[0], scale * low_size[1])
         if target.shape[0] > limit[0] or target.shape[1] > limit[1]:
             raise ValueError(f"the target is {tuple(target.shape)}, larger than the upscaled logits, {limit}")
-        signs = _cell_signs(target, low_size, scale)
+        signs = _cell_signs(target, ignore, low_size, scale)
         # Whole numbers up to 2**24 are exact in float32, whose sums and products are faster.
         exact = torch.float32 if target.numel() <= 2**24 else torch.float64
         totals = torch.stack([signs.sum(1, dtype=exact), signs.abs().sum(1, dtype=exact)])
@@ -128,13 +129,16 @@ class UpscaledTarget:
         sums[1].index_add_(0, image, marked.abs_() @ ones)
 
 
-def _cell_signs(target: Tensor, low_size: tuple[int, int], scale: int) -> Tensor:
+def _cell_signs(target: Tensor, ignore: Tensor | None, low_size: tuple[int, int], scale: int) -> Tensor:
     """The `signs` of an `UpscaledTarget`."""
     rows, columns = low_size[0] + 2, low_size[1] + 2
     # Half a cell lies before the first centre. A pixel on a centre, which odd scales have, belongs to the cell after.
     before = (scale + 1) // 2
     bottom, right = (n * scale - before - side for n, side in zip((rows, columns), target.shape, strict=True))
-    signs = F.pad(2 * target.to(torch.int8) - 1, (before, right, before, bottom))
+    signs = 2 * target.to(torch.int8) - 1
+    if ignore is not None:
+        signs[ignore] = 0
+    signs = F.pad(signs, (before, right, before, bottom))
     return signs.view(rows, scale, columns, scale).transpose(1, 2).reshape(rows * columns, scale**2)
 
 

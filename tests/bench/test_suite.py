@@ -53,7 +53,7 @@ def refusal(path, overrides=None):
 
 def test_the_plan_is_the_product_with_methods_next_to_each_other(suite):
     cells = plan(suite)
-    seeds_first = product([4, 5, 6], suite.datasets, ["baseline", "free"])
+    seeds_first = product([4, 5, 6], [dataset.name for dataset in suite.datasets], ["baseline", "free"])
     expected = [(dataset, seed, label) for seed, dataset, label in seeds_first]
     assert [(cell.dataset, cell.seed, cell.method.label) for cell in cells] == expected
     assert {(cell.suite, cell.model) for cell in cells} == {("trial", "sam_nano")}

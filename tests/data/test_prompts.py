@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from sam2.modeling.sam2_utils import get_next_point
 from scipy import ndimage
+from segment_anything.utils.amg import batched_mask_to_box
 
 from redfree.data.prompts import PromptRule, box, centroid_hull, distance_transform, random_inside
 from redfree.data.reading import read_mask
@@ -179,33 +180,36 @@ class TestRandomInside:
 
 
 class TestBox:
-    def test_corners_are_pixel_edges(self):
+    def test_corners_are_pixel_indices(self):
         prompt = box(draw(9, 12, (2, 5, 3, 8)), 0, np.random.default_rng(0))
-        assert prompt == Prompt((), (), (3.0, 2.0, 8.0, 5.0))
+        assert prompt == Prompt((), (), (3.0, 2.0, 7.0, 4.0))
 
     def test_the_whole_image(self):
-        assert box(np.ones((4, 7), bool), 0, np.random.default_rng(0)).box == (0.0, 0.0, 7.0, 4.0)
+        assert box(np.ones((4, 7), bool), 0, np.random.default_rng(0)).box == (0.0, 0.0, 6.0, 3.0)
+
+    @given(masks)
+    def test_without_jitter_it_is_that_of_segment_anything(self, mask):
+        official = batched_mask_to_box(torch.from_numpy(mask)[None])[0].tolist()
+        assert list(box(mask, 0, np.random.default_rng(0)).box) == official
 
     @given(masks)
     def test_without_jitter_it_holds_the_object_and_no_less_would(self, mask):
         x0, y0, x1, y1 = map(int, box(mask, 0, np.random.default_rng(0)).box)
-        assert mask[y0:y1, x0:x1].sum() == mask.sum()
-        assert mask[y0, x0:x1].any()
-        assert mask[y1 - 1, x0:x1].any()
-        assert mask[y0:y1, x0].any()
-        assert mask[y0:y1, x1 - 1].any()
+        assert mask[y0 : y1 + 1, x0 : x1 + 1].sum() == mask.sum()
+        assert mask[[y0, y1], x0 : x1 + 1].any(1).all()
+        assert mask[y0 : y1 + 1, [x0, x1]].any(0).all()
 
     @given(masks, st.integers(0, 20), st.integers(0, 9))
     def test_jittered_it_stays_in_the_image_and_is_never_inverted(self, mask, jitter, seed):
         sides = box(mask, jitter, np.random.default_rng(seed)).box
         x0, y0, x1, y1 = sides
-        assert 0 <= x0 < x1 <= mask.shape[1]
-        assert 0 <= y0 < y1 <= mask.shape[0]
+        assert 0 <= x0 <= x1 < mask.shape[1]
+        assert 0 <= y0 <= y1 < mask.shape[0]
         assert all(side == int(side) for side in sides)
 
     def test_each_side_moves_by_itself_over_the_whole_range(self):
         mask, rng = draw(100, 100, (40, 60, 30, 70)), np.random.default_rng(0)
-        shifts = np.array([box(mask, 3, rng).box for _ in range(500)]) - (30, 40, 70, 60)
+        shifts = np.array([box(mask, 3, rng).box for _ in range(500)]) - (30, 40, 69, 59)
         assert all(set(side) == set(range(-3, 4)) for side in shifts.T)
         assert np.abs(np.corrcoef(shifts.T) - np.eye(4)).max() < 0.2
 
@@ -280,9 +284,9 @@ class TestPromptRule:
         assert PromptRule("centroid_hull", "each").place(TWO, "a").points == ((13.0, 2.0), (6.0, 12.0))
 
     def test_a_box_is_around_everything_or_the_largest(self):
-        assert PromptRule("box").place(TWO, "a").box == (2.0, 1.0, 15.0, 17.0)
-        assert PromptRule("box", "each").place(TWO, "a").box == (2.0, 1.0, 15.0, 17.0)
-        assert PromptRule("box", "largest").place(TWO, "a").box == (2.0, 8.0, 11.0, 17.0)
+        assert PromptRule("box").place(TWO, "a").box == (2.0, 1.0, 14.0, 16.0)
+        assert PromptRule("box", "each").place(TWO, "a").box == (2.0, 1.0, 14.0, 16.0)
+        assert PromptRule("box", "largest").place(TWO, "a").box == (2.0, 8.0, 10.0, 16.0)
 
     @given(masks, st.sampled_from([PromptRule("random"), PromptRule("random", "each"), PromptRule("box", jitter=4)]))
     def test_a_draw_depends_on_seed_and_id_alone(self, mask, rule):
@@ -302,7 +306,7 @@ class TestPromptRule:
     def test_a_draw_is_the_same_in_every_process(self):
         mask = draw(200, 200, (50, 150, 50, 150))
         assert PromptRule("random").place(mask, "a").points == ((126.0, 65.0),)
-        assert PromptRule("box", jitter=9).place(mask, "a").box == (48.0, 43.0, 159.0, 153.0)
+        assert PromptRule("box", jitter=9).place(mask, "a").box == (48.0, 43.0, 158.0, 152.0)
 
     def test_a_centroid_outside_a_crescent_is_refused(self):
         mask = draw(20, 20, (0, 20, 0, 20))

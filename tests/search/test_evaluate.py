@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -5,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from scipy import ndimage
 from tinyworld import Stock, make_evaluator, make_model, make_sample, plain_iou
 
 from redfree.channels import ChannelMap
 from redfree.search import evaluate
 from redfree.search.evaluate import resize_mask
 from redfree.search.scores import index_matrix
-from redfree.tasks.segmentation import image_iou
+from redfree.tasks.segmentation import count_pixels, image_iou
 
 SIZES = [(64, 64), (64, 48), (20, 80), (130, 97), (30, 30)]
 MAPS = [
@@ -125,3 +127,40 @@ def test_the_ledger_counts_each_image_and_set_of_maps_once(tiny_sam, samples, tm
     assert later.ledger.passes == 0
     assert later.score(index_matrix(MAPS[:3]), [0, 1]).seconds == first.seconds
     assert (later.ledger.passes, later.ledger.seconds) == (6, pytest.approx(first.seconds))
+
+
+def ring(sample):
+    """The sample with a band around its object ignored, and a stripe at the image's border."""
+    near = ndimage.binary_dilation(sample.mask, iterations=3)
+    near[:4] = True
+    return replace(sample, ignore=near & ~sample.mask)
+
+
+@pytest.mark.parametrize("decoder", ["generic", "shared"])
+def test_ignored_pixels_count_neither_in_the_search_nor_in_the_end(tiny_sam, samples, decoder):
+    ringed = [ring(sample) for sample in samples]
+    evaluator = make_evaluator(make_model(tiny_sam), ringed, decoder=decoder)
+    scores = evaluator.score(index_matrix(MAPS[:8])).values
+    for d, sample in enumerate(ringed):
+        stock = Stock(tiny_sam, sample)
+        for m, channel_map in enumerate(MAPS[:8]):
+            predicted = stock(channel_map.index(), input_frame=True) > 0
+            target, ignore = (resize_mask(mask, predicted.shape).numpy() for mask in (sample.mask, sample.ignore))
+            counted = target | ~ignore
+            assert scores[m, d] == pytest.approx(plain_iou(predicted[counted], target[counted]), abs=1e-12)
+    final = evaluator.count(MAPS[1])
+    for counts, sample in zip(final, ringed, strict=True):
+        predicted = Stock(tiny_sam, sample)(MAPS[1].index()) > 0
+        kept = ~sample.ignore
+        assert tuple(counts) == count_pixels(predicted[kept], sample.mask[kept])
+        assert counts.sum() == kept.sum() < kept.size
+
+
+def test_the_screen_of_images_without_truth_in_places_is_the_slope_of_their_loss(tiny_sam, samples):
+    plain, ringed = (
+        make_evaluator(make_model(tiny_sam), chosen) for chosen in (samples[:2], [*map(ring, samples[:2])])
+    )
+    identity = ChannelMap(16)
+    assert np.abs(plain.screen(identity, [0, 1]).gains - ringed.screen(identity, [0, 1]).gains).max() > 1e-6
+    empty = make_evaluator(make_model(tiny_sam), [replace(s, ignore=np.zeros_like(s.mask)) for s in samples[:2]])
+    np.testing.assert_allclose(empty.screen(identity, [0, 1]).gains, plain.screen(identity, [0, 1]).gains, atol=1e-12)

@@ -141,3 +141,15 @@ def test_only_pixels_near_the_contour_matter():
     logits = torch.linspace(-1, 1, 101).repeat(3, 1).requires_grad_()
     gradient = torch.autograd.grad(sharp_iou_loss(logits, logits.detach() > 0.3), logits)[0].abs()
     assert gradient[:, 48:53].min() > 100 * gradient[:, [0, 20, 80, 100]].max()
+
+
+def test_ignored_pixels_do_not_matter_to_the_loss():
+    rng = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(20, 30, generator=rng), torch.zeros(20, 30, dtype=torch.bool)
+    target[5:12, 8:20] = True
+    ignore = ~target & (torch.rand(20, 30, generator=rng) < 0.5)
+    flipped = torch.where(ignore, -logits, logits)  # keeps the spread of the logits to within their mean
+    width = logits.std() / flipped.std()
+    one, other = (sharp_iou_loss(values, target, ignore) for values in (logits, flipped * width))
+    assert float(one) == pytest.approx(float(other), abs=1e-4)
+    assert abs(float(sharp_iou_loss(logits, target)) - float(one)) > 0.05

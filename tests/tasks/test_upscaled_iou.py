@@ -123,3 +123,16 @@ def test_logits_of_another_size_are_refused():
     prepared = UpscaledTarget.of(torch.ones(4, 6, dtype=torch.bool), (2, 3), 2)
     with pytest.raises(ValueError, match=r"^the logits are \(3, 2\), but the target is for \(2, 3\)$"):
         prepared.iou(torch.zeros(1, 3, 2))
+
+
+@settings(deadline=None, max_examples=100)
+@given(whole_logits([1, 2, 3, 4]), st.integers(0, 2**32 - 1))
+def test_ignored_pixels_are_those_that_brute_force_leaves_out(case, seed):
+    logits, target, scale = case
+    ignore = torch.from_numpy(np.random.default_rng(seed).random(target.shape) < 0.4) & ~target
+    prepared = UpscaledTarget.of(target, tuple(logits.shape[1:]), scale, ignore)
+    masks = (upscaled(logits + 0.001, target, scale) > 0).numpy()
+    expected = [count_pixels(mask, target.numpy(), ignore.numpy()) for mask in masks]
+    assert prepared.counts(logits + 0.001).tolist() == [[tp, tp + fp] for tp, fp, _, _ in expected]
+    unions = [max(1, tp + fp + fn) for tp, fp, fn, _ in expected]
+    assert prepared.iou(logits + 0.001).tolist() == [tp / u for (tp, _, _, _), u in zip(expected, unions, strict=True)]

@@ -1,0 +1,1 @@
+"""One file a dataset, in its owner's layout."""
