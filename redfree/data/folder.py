@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from redfree.data.lazy import lazy_rows
+from redfree.data.listing import by_stem, images_in, visible_files
 from redfree.data.prompts import distance_transform
-from redfree.data.reading import read_image, read_mask
-from redfree.data.schema import SEGMENTATION, Prompt, Sample
+from redfree.data.reading import check_sizes, read_image, read_mask
+from redfree.data.schema import SEGMENTATION, Prompt, Sample, prompt_row
 from redfree.data.splits import split_ids
 from redfree.errors import UserError
 
-_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 _LAYOUTS = (
     "put NAME.jpg, NAME.png (mask) and NAME.txt (x,y) side by side, or use images/ and masks/ subfolders, "
     "or pass a .jsonl manifest"
@@ -81,7 +80,7 @@ class FolderDataset:
         self.root = root
         self.mask_threshold = mask_threshold
         self.n_search = n_search
-        self.layout, entries = _list_entries(root)
+        self.layout, entries = list_entries(root)
         self._entries = {entry.id: entry for entry in entries}
         self._has_points = entries[0].point is not None
 
@@ -94,7 +93,7 @@ class FolderDataset:
         """Ids in natural order (9 before 10), or in the manifest's order."""
         return list(self._entries)
 
-    def load(self, split: str, count: int, seed: int) -> datasets.Dataset:
+    def load(self, split: str, count: int | None, seed: int) -> datasets.Dataset:
         """Returns the first `count` rows of a split, decoded when they are read.
 
         The rows read as `SEGMENTATION` rows. Unlike other datasets' test split, that of a folder depends on the seed,
@@ -103,20 +102,17 @@ class FolderDataset:
 
         Args:
             split: search, test, or all.
-            count: number of rows; 0 for the whole split.
+            count: number of rows; None or 0 for the whole split.
             seed: seed of the division into search and test.
 
         Raises:
             UserError: there is no such split, or it holds fewer rows. Reading a row raises it for defective files.
         """
         ids = self._split(split, seed)
-        if count > len(ids):
+        if count and count > len(ids):
             raise self._too_few(split, count, len(ids))
         chosen = ids[:count] if count else ids
-        # Every column holds the id, so that reading one column alone still finds its sample.
-        columns = dict.fromkeys(SEGMENTATION, chosen)
-        features = datasets.Features(dict.fromkeys(SEGMENTATION, datasets.Value("string")))
-        return datasets.Dataset.from_dict(columns, features=features).with_transform(self._decode)
+        return lazy_rows(chosen, SEGMENTATION, lambda id_, _: _row(read_entry(self._entries[id_], self.mask_threshold)))
 
     def describe(self) -> dict[str, Any]:
         """Returns name, revision, source, licence, prompt rule, layout and mask threshold."""
@@ -163,14 +159,6 @@ class FolderDataset:
         there_are = f"{len(self)} images" if split == "all" else f"{len(self)} images, {there} of them {split} images"
         return UserError(f"{self.root}: has {there_are}, {asks}; {mend}")
 
-    def _decode(self, batch: dict[str, list[str]]) -> dict[str, list[Any]]:
-        """Turns ids into the same columns of `SEGMENTATION` rows."""
-        if set(batch) == {"id"}:
-            return batch
-        ids = next(iter(batch.values()))
-        rows = [_row(read_entry(self._entries[id_], self.mask_threshold)) for id_ in ids]
-        return {column: [row[column] for row in rows] for column in batch}
-
 
 def read_entry(entry: Entry, mask_threshold: int | None) -> Sample:
     """Reads and checks one sample.
@@ -184,11 +172,7 @@ def read_entry(entry: Entry, mask_threshold: int | None) -> Sample:
     """
     image = read_image(entry.image)
     mask = read_mask(entry.mask, mask_threshold)
-    if mask.shape != image.shape[:2]:
-        raise UserError(
-            f"{entry.mask}: the mask is {_size(mask)} but {entry.image.name} is {_size(image)}; "
-            "re-export the mask at the image's size"
-        )
+    check_sizes(entry.mask, mask, entry.image, image.shape[:2])
     if entry.point is None:
         return Sample(entry.id, image, mask, distance_transform(mask))
     x, y = _read_point(entry.point) if isinstance(entry.point, Path) else entry.point
@@ -209,25 +193,56 @@ def _row(sample: Sample) -> dict[str, Any]:
         "id": sample.id,
         "image": Image.fromarray(sample.image),
         "mask": Image.fromarray(sample.mask.astype(np.uint8) * 255),
-        "prompt": {"points": [list(point) for point in sample.prompt.points], "labels": list(sample.prompt.labels)},
+        "ignore": None,
+        "prompt": prompt_row(sample.prompt),
     }
 
 
+def read_points(path: Path) -> tuple[tuple[float, float], ...]:
+    """Reads every point of a file, `x,y` in pixels on a line each; blank lines are skipped.
+
+    Raises:
+        UserError: the file holds no point, or a line is malformed.
+    """
+    lines = _lines_of(path)
+    numbers = [number for number, line in enumerate(lines) if line] or [0]
+    return tuple(_point_on(path, lines, number) for number in numbers)
+
+
 def _read_point(path: Path) -> tuple[float, float]:
+    return _point_on(path, _lines_of(path), 0)
+
+
+def _lines_of(path: Path) -> list[str]:
     # Windows editors put a byte order mark before the first number.
     lines = path.read_text("utf-8-sig", errors="replace").splitlines()
-    first = lines[0].strip() if lines else ""
+    return [line.strip() for line in lines] or [""]
+
+
+def _point_on(path: Path, lines: list[str], number: int) -> tuple[float, float]:
+    """The point on a line, by its number from 0."""
     try:
-        x, y = (float(number) for number in first.split(","))
+        x, y = (float(part) for part in lines[number].split(","))
     except ValueError:
         x = y = math.nan
     if not (math.isfinite(x) and math.isfinite(y)):
-        raise UserError(f"{path}: the first line is {first[:40]!r}; write the point as x,y in pixels, such as 120,85")
+        which = f"line {number + 1}" if number else "the first line"
+        raise UserError(f"{path}: {which} is {lines[number][:40]!r}; write the point as x,y in pixels, such as 120,85")
     return x, y
 
 
-def _list_entries(root: Path) -> tuple[str, list[Entry]]:
-    """Name of the layout, and the entries, of which there is at least one."""
+def list_entries(root: Path) -> tuple[str, list[Entry]]:
+    """Lists the samples of a folder or manifest, in one of the layouts of `FolderDataset`.
+
+    Args:
+        root: a folder or a `.jsonl` manifest.
+
+    Returns:
+        Name of the layout, and the entries, of which there is at least one.
+
+    Raises:
+        UserError: there is no such folder, it holds no images, or a part of a sample is missing.
+    """
     if not root.exists():
         raise UserError(f"{root}: no such folder or manifest; correct the path")
     if root.is_file():
@@ -240,45 +255,25 @@ def _list_entries(root: Path) -> tuple[str, list[Entry]]:
         layout, entries = "flat", _flat_entries(root)
     if not entries:
         raise UserError(f"{root}: holds no images; {_LAYOUTS}")
-    _check_points(entries)
+    check_points(entries)
     return layout, entries
 
 
-def _check_points(entries: list[Entry]) -> None:
-    """Points are given for all images or for none: the prompt rule is one of the whole dataset."""
+def check_points(entries: list[Entry]) -> None:
+    """Checks that points are given for all images or for none: the prompt rule is one of the whole dataset.
+
+    Raises:
+        UserError: some images lack their point.
+    """
     without = [entry for entry in entries if entry.point is None]
     if 0 < len(without) < len(entries):
         raise UserError(f"{without[0].source}: the point is missing; add it, or remove the points of all images")
 
 
-def _natural(stem: str) -> tuple[list[str | int], str]:
-    """Sorting key that compares runs of digits as numbers."""
-    parts = re.split("([0-9]+)", stem)
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], stem
-
-
-def _visible_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-
-
-def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
-    """Files by stem, in natural order."""
-    found: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in found:
-            raise UserError(f"{path}: {found[path.stem].name} has the same name; rename or remove one of them")
-        found[path.stem] = path
-    return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return [path for path in _visible_files(folder) if path.suffix.lower() in _EXTENSIONS]
-
-
 def _points_in(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
-    return _by_stem(path for path in _visible_files(folder) if path.suffix.lower() == ".txt")
+    return by_stem(path for path in visible_files(folder) if path.suffix.lower() == ".txt")
 
 
 def _pair(images: dict[str, Path], masks: dict[str, Path], mask_folder: Path, point_folder: Path) -> list[Entry]:
@@ -296,16 +291,16 @@ def _pair(images: dict[str, Path], masks: dict[str, Path], mask_folder: Path, po
 
 
 def _subfolder_entries(root: Path) -> list[Entry]:
-    images, masks = _by_stem(_images_in(root / "images")), _by_stem(_images_in(root / "masks"))
+    images, masks = by_stem(images_in(root / "images")), by_stem(images_in(root / "masks"))
     return _pair(images, masks, root / "masks", root / "points")
 
 
 def _flat_entries(root: Path) -> list[Entry]:
-    files = _images_in(root)
-    png = _by_stem(path for path in files if path.suffix.lower() == ".png")
-    other = _by_stem(path for path in files if path.suffix.lower() != ".png")
+    files = images_in(root)
+    png = by_stem(path for path in files if path.suffix.lower() == ".png")
+    other = by_stem(path for path in files if path.suffix.lower() != ".png")
     png_images = _png_images(png, other)
-    images = _by_stem([*other.values(), *png_images.values()])
+    images = by_stem([*other.values(), *png_images.values()])
     masks = {stem: png[stem] for stem in other if stem in png}
     masks |= {stem: png[f"{stem}_mask"] for stem in png_images if f"{stem}_mask" in png}
     return _pair(images, masks, root, root)
