@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from redfree.cli_data import data_verbs
+from redfree.cli_data import data_verbs, reading_speeds
 from redfree.cli_options import (
     Cache,
     DataRoot,
@@ -229,9 +229,10 @@ def speed(
     encoder: Annotated[list[str] | None, typer.Option(help="Whose encoder, in place of decoders: sam_vit_b.")] = None,
     threads: Annotated[list[int] | None, typer.Option(min=1, help="Threads; may be repeated.")] = None,
     candidates: Annotated[int, typer.Option(min=1, help="Candidates a round.")] = 32,
+    reading: Annotated[bool, typer.Option("--reading", help="Reading of samples, in place of decoders.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, after one that warms up.")] = 5,
 ) -> None:
-    """Times our decoders, or the attention of our encoders, against the official code, side by side."""
+    """Times our decoders, the attention of our encoders, or our reading, against the plain code, side by side."""
     from redfree.errors import unknown
     from redfree.measure.decoder_speed import SHAPES, measure_decoders
     from redfree.measure.encoder_speed import ENCODERS, measure_encoders
@@ -245,6 +246,9 @@ def speed(
                 raise unknown(kind, name, known)
     require_writable(out)
     counts = threads or [1, 2]
+    if reading:
+        typer.echo(reading_speeds(counts, rounds, out))
+        return
     if encoder:
         encoders = [row for name in encoder for count in counts for row in measure_encoders(name, count, rounds)]
         typer.echo(write_encoder_speeds(encoders, rounds, out))

@@ -102,11 +102,11 @@ def verify(
     use_data_root(data_root)
     absolute = str(Path(root).absolute()) if root else None
     found = open_dataset(DatasetUse(dataset, settings_of("--option", options, "mask_threshold=128"), absolute))
-    typer.echo(description(found.describe()))
     defects = found.verify()
     for defect in defects:
         typer.echo(defect)
     typer.echo(f"{len(defects)} defects")
+    typer.echo(description(found.describe()))
     if defects:
         raise typer.Exit(1)
 
@@ -133,6 +133,15 @@ def check(
     typer.echo(f"{suite}: {lacking} of {len(findings)} findings stand in the way" if lacking else f"{suite}: ready")
     if lacking:
         raise typer.Exit(1)
+
+
+def reading_speeds(processes: list[int], rounds: int, out: Path) -> str:
+    """Measures and writes how fast samples are read and in what memory; returns the tables."""
+    from redfree.measure.reading_speed import MARKS, measure_memory, measure_reading
+    from redfree.report.reading import write_reading
+
+    memory = measure_memory(MARKS[-1], MARKS)  # first, while nothing else has grown this process
+    return write_reading([row for count in processes for row in measure_reading(count, rounds)], memory, rounds, out)
 
 
 data_verbs = (fetch, verify, check, cache, sheet)

@@ -34,7 +34,8 @@ from redfree.search.evaluate import SegmentationEvaluator
 from redfree.search.guard import GuardVerdict
 from redfree.search.log import SearchLog
 from redfree.search.scores import Ledger
-from redfree.tasks.segmentation import COUNT_NAMES, METRICS, Counts
+from redfree.tasks.object_iou import OBJECT_MIOU, metrics_of, numbered
+from redfree.tasks.segmentation import COUNT_NAMES, Counts
 from redfree.validation import Strict
 
 Task = Literal["segmentation", "depth", "classification"]
@@ -301,7 +302,7 @@ def measure(
         status="ok",
         spec=spec,
         phases=[_phase(phase, setup) for phase in stopwatch.phases],
-        scores=scores_of(counts),
+        scores=scores_of(counts, [sample.id for sample in splits.test], request.dataset),
         cost=_cost(setup, choice),
         result=_result(choice),
         env=environment(),
@@ -319,19 +320,26 @@ def _feature_cache(request: CellRequest, folder: Path | None) -> FeatureCache:
     return FeatureCache(folder, options.features if options else "float32")
 
 
-def scores_of(counts: Counts) -> list[schema.Score]:
-    """Every metric of the test split with its bootstrap interval over images, from counts (draws, images, 4)."""
+def scores_of(counts: Counts, ids: Sequence[str], dataset: str) -> list[schema.Score]:
+    """Every metric of the test split with its bootstrap interval over images.
+
+    Args:
+        counts: (draws, images, 4).
+        ids: of the images.
+        dataset: name of the dataset.
+    """
     by_image = counts.transpose(1, 0, 2)
+    values = {metric: numbered(by_image, ids) if metric is OBJECT_MIOU else by_image for metric in metrics_of(dataset)}
     return [
         schema.Score(
             metric=metric.name,
             definition=metric.definition,
             split="test",
-            value=metric.summarise(by_image),
-            n=len(by_image),
-            ci95=bootstrap_ci95(by_image, metric.summarise),
+            value=metric.summarise(of_metric),
+            n=len(of_metric),
+            ci95=bootstrap_ci95(of_metric, metric.summarise),
         )
-        for metric in METRICS
+        for metric, of_metric in values.items()
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,10 @@ class IndexedDataset:
     division: DivisionOptions = _OWNERS_DIVISION
     prompt: PromptRule = DEFAULT_RULE
     options: Mapping[str, JsonValue] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs; it lists the files anew, as rows are pickled with every split of them."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     @cached_property
     def entries(self) -> Mapping[str, Entry]:
@@ -113,7 +117,10 @@ class IndexedDataset:
         images = self._by_image()
         for entries in track(images, len(images), f"verify {self.name}"):
             defects += self._defects(entries, hashes)
-        return defects + self._straddling(hashes)
+        try:
+            return defects + self._straddling(hashes)
+        except UserError as error:  # images may be too few, or not those of the committed list
+            return [*defects, str(error)]
 
     def _miscounts(self) -> Iterator[str]:
         found, doubt = self.source.counts(), "" if self.about.confirmed else " (a figure that is not confirmed)"

@@ -89,7 +89,8 @@ def box(mask: Mask, jitter: int, rng: np.random.Generator) -> Prompt:
     """The tight box around the object, each side moved at random.
 
     Corners are pixel indices, as those of points: the box of one pixel (x, y) is (x, y, x, y), and that of a whole
-    image (0, 0, W - 1, H - 1), as SAM's `batched_mask_to_box` and MedSAM have it. Moving the sides is how SAM (Kirillov et al. 2023) and MedSAM (Ma et al. 2024) imitate loose boxes.
+    image (0, 0, W - 1, H - 1), as in SAM's `batched_mask_to_box`. Moving the sides is how SAM (Kirillov et al. 2023)
+    and MedSAM (Ma et al. 2024) imitate loose boxes.
 
     Args:
         mask: (H, W) bool, not empty.

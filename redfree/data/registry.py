@@ -42,7 +42,7 @@ SOURCES: Mapping[str, str] = {
     "image-folder": "image_folder:ImageFolder",
     "huggingface": "huggingface:HuggingFace",
 }
-# Sources of the user's own images, which have no folder of their own below the data folder.
+# Sources of the user's own images: their name in records ends with that of the folder, or of the dataset of the hub.
 GENERIC = frozenset({"folder", "image-folder", "huggingface"})
 DATASETS = (*(f"procedural/{domain}" for domain in DOMAINS), *SOURCES)
 
@@ -110,7 +110,7 @@ def root_of(use: DatasetUse, data_root: Path | None = None) -> Path:
     Raises:
         UserError: the dataset is a generic one without a root.
     """
-    if use.root is None and use.name in GENERIC:
+    if use.root is None and use.name in GENERIC and use.options.get("path", "parquet") == "parquet":
         raise UserError(f"dataset {use.name}: field root is missing; name the folder of the images")
     return data_folder(data_root) / (use.root or use.name)
 
@@ -132,10 +132,15 @@ def _parsed(use: DatasetUse) -> tuple[Any, Any, str | None]:
     return source, validate(DivisionOptions, division, where), search_from
 
 
+def _own_name(use: DatasetUse, root: Path) -> str:
+    path = str(use.options.get("path", "parquet"))
+    return root.stem if path == "parquet" else path
+
+
 def _indexed(use: DatasetUse, prompt: PromptRule, data_root: Path | None) -> DatasetAdapter:
     options, division, search_from = _parsed(use)
     root = root_of(use, data_root)
-    name = f"{use.name}/{root.stem}" if use.name in GENERIC else use.name
+    name = f"{use.name}/{_own_name(use, root)}" if use.name in GENERIC else use.name
     source = _source_class(use.name)(root, options)
     recorded = options.model_dump(mode="json")
     about = about_of(use.name).model_copy(update={"task": task_of(use)})

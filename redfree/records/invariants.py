@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from redfree.records.schema import Record, Result
-from redfree.tasks.segmentation import COUNT_NAMES, METRICS, Counts, image_dice, image_iou
+from redfree.tasks.object_iou import OBJECT_MIOU, metrics_of, numbered
+from redfree.tasks.segmentation import COUNT_NAMES, Counts, image_dice, image_iou
 
 TOLERANCE = 1e-12
 TRAINING_FREE = ("baseline", "swap", "zero", "random-swap")
@@ -33,7 +34,7 @@ def violations(record: Record, counts: pd.DataFrame) -> list[str]:
     misshapen = list(_count_shape(record, counts))
     found += incomplete + misshapen
     if not (incomplete or misshapen):
-        found += [*_count_values(record, counts), *_scores(record, _by_image(counts))]
+        found += [*_count_values(record, counts), *_scores(record, counts)]
     if record.result is not None:
         found += [*_maps(record.result), *_choice(record, record.result)]
     return found + list(_cost(record))
@@ -57,7 +58,8 @@ def _incomplete(record: Record) -> Iterator[str]:
     for name in ("result", "cost"):
         if getattr(record, name) is None:
             yield f"there is no {name}"
-    if sorted(score.metric for score in record.scores) != sorted(metric.name for metric in METRICS):
+    metrics = metrics_of(record.spec.dataset.name)
+    if sorted(score.metric for score in record.scores) != sorted(metric.name for metric in metrics):
         yield "the scores are not one of each metric"
 
 
@@ -92,14 +94,17 @@ def _by_image(counts: pd.DataFrame) -> Counts:
     return values.reshape(draws, -1, len(COUNT_NAMES)).transpose(1, 0, 2)
 
 
-def _scores(record: Record, by_image: Counts) -> Iterator[str]:
+def _scores(record: Record, counts: pd.DataFrame) -> Iterator[str]:
+    by_image = _by_image(counts)
     values = {score.metric: score.value for score in record.scores}
     for iou, dice in (("mIoU", "mDice"), ("dataset_IoU", "dataset_Dice")):
         if values[iou] > values[dice] + TOLERANCE:
             yield f"{iou} is above {dice}"
     if (image_iou(by_image) > image_dice(by_image) + TOLERANCE).any():
         yield "the IoU of an image is above its Dice"
-    summaries = {metric.name: metric.summarise(by_image) for metric in METRICS}
+    ids = counts["id"].iloc[: len(by_image)].tolist()
+    metrics = metrics_of(record.spec.dataset.name)
+    summaries = {m.name: m.summarise(numbered(by_image, ids) if m is OBJECT_MIOU else by_image) for m in metrics}
     for score in record.scores:
         if abs(score.value - summaries[score.metric]) > TOLERANCE:
             yield f"{score.metric} is {score.value!r}, its counts give {summaries[score.metric]!r}"

@@ -90,7 +90,7 @@ class ModelSpec(Strict):
 
     name: str
     checkpoint_sha256: str
-    options: dict[str, JsonValue] = {}
+    options: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 class DatasetSpec(Strict):
@@ -101,7 +101,7 @@ class DatasetSpec(Strict):
     source: str
     split_sizes: dict[str, int]
     split_sha256: dict[str, str]
-    options: dict[str, JsonValue] = {}
+    options: dict[str, JsonValue] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
     def _keep_run_ids(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class MethodSpec(Strict):
 
     name: str
     label: str
-    params: dict[str, JsonValue] = {}
+    params: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 class Spec(Strict):
@@ -227,7 +227,7 @@ class Result(Strict):
     """
 
     pairs: list[tuple[int, int]]
-    zeroed: list[int] = []
+    zeroed: list[int] = Field(default_factory=list)
     draws: list[list[tuple[int, int]]] | None = None
     searched_pairs: list[tuple[int, int]] | None = None
     searched_zeroed: list[int] | None = None
@@ -236,7 +236,7 @@ class Result(Strict):
     search_baseline_score: Fraction | None = None
     search_best_single_score: Fraction | None = None
     guard: Guard | None = None
-    trace: list[TraceRecord] = []
+    trace: list[TraceRecord] = Field(default_factory=list)
 
 
 class RecordFile(Strict):
@@ -259,10 +259,10 @@ class Record(Strict):
     status: Literal["ok", "failed", "oom", "cancelled"]
     error: str | None = None
     spec: Spec
-    phases: list[PhaseRecord] = []
+    phases: list[PhaseRecord] = Field(default_factory=list)
     estimate: dict[str, JsonValue] | None = None
-    scores: list[Score] = []
+    scores: list[Score] = Field(default_factory=list)
     cost: Cost | None = None
     result: Result | None = None
     env: dict[str, Any]
-    files: dict[str, RecordFile] = {}
+    files: dict[str, RecordFile] = Field(default_factory=dict)

@@ -64,7 +64,7 @@ def test_groups_of_a_committed_list_stay_together_in_search_and_train(tmp_path, 
         "busi",
         "",
         0,
-        Pools(tuple(e.id for e in entries[:36]), ("image 36",) + tuple(e.id for e in entries[37:])),
+        Pools(tuple(e.id for e in entries[:36]), ("image 36", *tuple(e.id for e in entries[37:]))),
     )
     found = divide("busi", entries, DivisionOptions(search_pool=10))
     search, train = (set(found.draw(split, None, 1)) for split in ("search", "train"))

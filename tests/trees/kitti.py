@@ -9,8 +9,9 @@ SIZES = {
     "2011_09_26_drive_0002_sync": (375, 1242),
     "2011_09_30_drive_0020_sync": (370, 1226),
     "2011_09_26_drive_0009_sync": (37, 124),
+    "2011_09_30_drive_0018_sync": (37, 122),
 }
-TRAIN = {"2011_09_30_drive_0020_sync": (934,)}
+TRAIN = {"2011_09_30_drive_0020_sync": (934,), "2011_09_30_drive_0018_sync": (7,)}
 TEST = {"2011_09_26_drive_0002_sync": (69,), "2011_09_26_drive_0009_sync": (16, 0, 32)}
 # A listed frame that has no depth map, and a frame that no list names.
 WITHOUT, UNLISTED = ("2011_09_26_drive_0009_sync", 0), ("2011_09_26_drive_0009_sync", 5)
