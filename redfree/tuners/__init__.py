@@ -1,0 +1,1 @@
+"""Parameter-updating baselines: one file a tuner, and the one training loop."""
