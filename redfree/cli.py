@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from redfree.cli_data import data_verbs, reading_speeds
+from redfree.cli_data import data_verbs, dataset_of, reading_speeds
 from redfree.cli_options import (
     Cache,
     DataRoot,
@@ -137,6 +137,10 @@ def adapt(
     out: Annotated[Path, typer.Option(help="Folder of swap.json, record and report.")],
     model: Annotated[str, typer.Option(help="Name of the model.")] = "sam_nano",
     data: Annotated[Path | None, typer.Option(help="Images and masks, split by seed: folder or .jsonl.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="A name of `redfree list datasets`, in place of --data.")] = None,
+    root: Annotated[str | None, typer.Option(help="Folder of --dataset; the one of its name in --data-root.")] = None,
+    dataset_options: Annotated[list[str] | None, typer.Option("--dataset-option", help="search_pool=30.")] = None,
+    data_root: DataRoot = None,
     search: Annotated[Path | None, typer.Option(help="Images that choose, in place of --data.")] = None,
     test: Annotated[Path | None, typer.Option(help="Images that are scored, in place of --data.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights file, in place of the one by name.")] = None,
@@ -161,7 +165,9 @@ def adapt(
     for kind, given, known in (("guard", guard, get_args(GuardRule)), ("strategy", strategy, STRATEGY_OPTIONS)):
         if given not in known:
             raise unknown(kind, given, known)
+    use_data_root(data_root)
     chosen = adaptation.AdaptOptions(
+        dataset=dataset_of(dataset, root, dataset_options),
         model=model,
         out=out,
         checkpoint=checkpoint,

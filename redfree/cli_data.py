@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +20,10 @@ from redfree.cli_options import (
     settings_of,
     use_data_root,
 )
+from redfree.errors import UserError
+
+if TYPE_CHECKING:
+    from redfree.data.registry import DatasetUse
 
 
 def fetch(
@@ -76,12 +81,14 @@ def sheet(
     data_root: DataRoot = None,
 ) -> None:
     """Draws a contact sheet of a dataset: every image above itself with outline and prompt."""
-    from redfree.data.registry import open_dataset
+    from redfree.data.registry import DatasetUse, open_dataset, task_of
     from redfree.data.schema import read_samples
     from redfree.records.store import require_writable
     from redfree.report.sheet import write_sheet
 
     use_data_root(data_root)
+    if (task := task_of(DatasetUse(dataset))) != "segmentation":
+        raise UserError(f"dataset {dataset}: is for {task}; a sheet shows masks, so name one for segmentation")
     require_writable(out.parent)
     write_sheet(list(read_samples(open_dataset(dataset).load(split, count, seed))), out)
     typer.echo(str(out))
@@ -92,23 +99,39 @@ def verify(
     root: Annotated[
         str | None, typer.Option(help="Its folder as unpacked; the one of its name in --data-root.")
     ] = None,
-    options: Annotated[list[str] | None, typer.Option("--option", help="Of the dataset: mask_threshold=128.")] = None,
+    options: Annotated[list[str] | None, typer.Option("--dataset-option", help="mask_threshold=128.")] = None,
     data_root: DataRoot = None,
 ) -> None:
     """Reads every file of a dataset and says what is there, how it is divided, and what is wrong."""
-    from redfree.data.registry import DatasetUse, open_dataset
+    from redfree.data.registry import open_dataset
     from redfree.report.datasets import description
 
     use_data_root(data_root)
-    absolute = str(Path(root).absolute()) if root else None
-    found = open_dataset(DatasetUse(dataset, settings_of("--option", options, "mask_threshold=128"), absolute))
+    use = dataset_of(dataset, root, options)
+    assert use is not None
+    found = open_dataset(use)
     defects = found.verify()
     for defect in defects:
         typer.echo(defect)
     typer.echo(f"{len(defects)} defects")
-    typer.echo(description(found.describe()))
+    with suppress(UserError):  # that the images cannot be divided is one of the defects
+        typer.echo(description(found.describe()))
     if defects:
         raise typer.Exit(1)
+
+
+def dataset_of(name: str | None, root: str | None, options: list[str] | None) -> DatasetUse | None:
+    """The dataset that options of the command line name; None where they name none.
+
+    Raises:
+        UserError: a root or an option is given without a dataset.
+    """
+    from redfree.data.registry import DatasetUse
+
+    if name is None and (root or options):
+        raise UserError("--root and --dataset-option belong to --dataset NAME; add it, or remove them")
+    absolute = str(Path(root).absolute()) if root else None
+    return DatasetUse(name, settings_of("--dataset-option", options, "search_pool=30"), absolute) if name else None
 
 
 def check(

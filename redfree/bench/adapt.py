@@ -17,6 +17,7 @@ from redfree.bench.catalogue import SwapParams
 from redfree.bench.cell import CellRequest, Measurement, measure, write_measurement
 from redfree.channels import ChannelMap
 from redfree.data.folder import FolderDataset
+from redfree.data.registry import DatasetUse, open_dataset, task_of
 from redfree.data.schema import DatasetAdapter
 from redfree.errors import UserError
 from redfree.models.checkpoints import FEATURES
@@ -41,6 +42,7 @@ class AdaptOptions:
         data: folder or manifest that is split by seed; None where `search` and `test` are given.
         search: folder or manifest of the images that choose.
         test: folder or manifest of the images that are scored.
+        dataset: a registered dataset in place of `data`; it has splits of its own.
         out: folder of what is written.
         n_search: images that choose; None takes 50, or half of a folder of fewer than 100.
         n_pairs: N of the Top-N.
@@ -57,6 +59,7 @@ class AdaptOptions:
     out: Path
     checkpoint: Path | None = None
     model_options: Mapping[str, JsonValue] = field(default_factory=dict)
+    dataset: DatasetUse | None = None
     data: Path | None = None
     search: Path | None = None
     test: Path | None = None
@@ -122,6 +125,8 @@ class _TwoFolders:
 
 def _open(options: AdaptOptions) -> tuple[DatasetAdapter, int, int]:
     """The dataset with the sizes of its search and test split."""
+    if options.dataset is not None:
+        return _open_registered(options, options.dataset)
     if options.data is None:
         if options.search is None or options.test is None:
             raise UserError("give --data FOLDER, or both --search FOLDER and --test FOLDER")
@@ -138,6 +143,16 @@ def _open(options: AdaptOptions) -> tuple[DatasetAdapter, int, int]:
             f"at least {MIN_IMAGES} images are needed, and --n-search must leave some to test on"
         )
     return FolderDataset(options.data, options.mask_threshold, n_search), n_search, total - n_search
+
+
+def _open_registered(options: AdaptOptions, use: DatasetUse) -> tuple[DatasetAdapter, int, int]:
+    if options.data or options.search or options.test:
+        raise UserError("give --dataset, or folders with --data, --search and --test, not both")
+    if (task := task_of(use)) != "segmentation":
+        raise UserError(f"--dataset {use.name} is for {task}; choose one for segmentation")
+    dataset = open_dataset(use)
+    n_search, n_test = (len(dataset.load(split, None, options.seed)) for split in ("search", "test"))
+    return dataset, options.n_search or min(50, n_search), n_test
 
 
 def _request(options: AdaptOptions, dataset: DatasetAdapter, n_search: int, n_test: int) -> CellRequest:

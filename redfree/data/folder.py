@@ -9,18 +9,18 @@ from typing import Any
 
 import datasets
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from redfree.data.lazy import lazy_rows
 from redfree.data.listing import by_stem, images_in, visible_files
-from redfree.data.prompts import distance_transform
+from redfree.data.prompts import PromptRule, distance_transform
 from redfree.data.reading import check_sizes, read_image, read_mask
-from redfree.data.schema import SEGMENTATION, Prompt, Sample, prompt_row
+from redfree.data.schema import SEGMENTATION, Sample, prompt_row
 from redfree.data.splits import split_ids
 from redfree.errors import UserError
 
+_GIVEN = PromptRule("file")
 _LAYOUTS = (
     "put NAME.jpg, NAME.png (mask) and NAME.txt (x,y) side by side, or use images/ and masks/ subfolders, "
     "or pass a .jsonl manifest"
@@ -168,24 +168,15 @@ def read_entry(entry: Entry, mask_threshold: int | None) -> Sample:
         mask_threshold: as of `read_mask`.
 
     Raises:
-        UserError: a file is defective, mask and image differ in size, or the point is malformed or off the image.
+        UserError: a file is defective, mask and image differ in size, or the point is malformed or off the object.
     """
     image = read_image(entry.image)
     mask = read_mask(entry.mask, mask_threshold)
     check_sizes(entry.mask, mask, entry.image, image.shape[:2])
     if entry.point is None:
         return Sample(entry.id, image, mask, distance_transform(mask))
-    x, y = _read_point(entry.point) if isinstance(entry.point, Path) else entry.point
-    if not (0 <= x < image.shape[1] and 0 <= y < image.shape[0]):
-        raise UserError(
-            f"{entry.source}: the point {x:g},{y:g} is outside the {_size(image)} image; "
-            "give x,y in pixels from the top left"
-        )
-    return Sample(entry.id, image, mask, Prompt(((x, y),), (1,)))
-
-
-def _size(array: NDArray[Any]) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"
+    point = _read_point(entry.point) if isinstance(entry.point, Path) else entry.point
+    return Sample(entry.id, image, mask, _GIVEN.place(mask, entry.source, [point]))
 
 
 def _row(sample: Sample) -> dict[str, Any]:

@@ -115,6 +115,10 @@ _ONE_POINT: Mapping[str, Callable[[Mask, np.random.Generator], Prompt]] = {
 }
 
 
+_MENDS = {"file": "move it onto the object, or set outside_points to keep in a suite's protocol"}
+_OTHER_MEND = "take the rule distance_transform"
+
+
 @dataclass(frozen=True)
 class PromptRule:
     """How the prompt of a sample is placed.
@@ -211,8 +215,7 @@ class PromptRule:
             raise UserError(f"{where} is off the {size} image; give x,y in pixels from the top left")
         keep = self.rule == "file" and self.outside == "keep"
         if not keep and not _contains(mask, point):
-            mend = "correct it or pass outside=keep" if self.rule == "file" else "take the rule distance_transform"
-            raise UserError(f"{where} lies outside the object; {mend}")
+            raise UserError(f"{where} lies outside the object; {_MENDS.get(self.rule, _OTHER_MEND)}")
 
 
 def _positive(points: Sequence[Point]) -> Prompt:

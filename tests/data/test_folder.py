@@ -21,7 +21,7 @@ def photo(seed=0):
 
 def disc():
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-    mask[3:8, 4:10] = 255
+    mask[3:8] = 255
     return mask
 
 
@@ -135,8 +135,8 @@ class TestFlat:
 
     def test_extra_lines_spaces_and_byte_order_mark(self, tmp_path):
         flat(tmp_path, ["a"])
-        (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf 3.5 , 2 \r\nnonsense\n")
-        assert points(FolderDataset(tmp_path)) == [((3.5, 2.0),)]
+        (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf  3.5 , 4 \r\nnonsense\n")
+        assert points(FolderDataset(tmp_path)) == [((3.5, 4.0),)]
 
 
 class TestSubfolders:
@@ -200,9 +200,9 @@ class TestManifest:
         assert data.describe()["prompt_rule"] == "file"
 
     def test_point_off_the_image_names_the_line(self, root):
-        path = manifest(root, ONE | {"point": [1, 1]}, TWO | {"point": [99, 1]})
+        path = manifest(root, ONE | {"point": [1, 4]}, TWO | {"point": [99, 1]})
         (defect,) = FolderDataset(path).verify()
-        assert defect.startswith(f"{path}:2: the point 99,1 is outside the 14x10 image")
+        assert defect.startswith(f"{path}:2: the point 99,1 of the rule file is off the 14x10 image")
 
     @pytest.mark.parametrize(
         ("line", "expected"),
@@ -353,11 +353,13 @@ class TestDefects:
     @pytest.mark.parametrize("point", ["14,4", "2,10", "-1,4"])
     def test_point_off_the_image(self, root, point):
         (root / "b.txt").write_text(point)
-        assert self.defect(root).startswith(f"{root / 'b.txt'}: the point {point} is outside the 14x10 image; ")
+        line = self.defect(root)
+        assert line.startswith(f"{root / 'b.txt'}: the point {point} of the rule file is off the 14x10 image; ")
 
-    def test_point_off_the_object_is_allowed(self, root):
+    def test_point_off_the_object(self, root):
         (root / "b.txt").write_text("13,9")
-        assert FolderDataset(root).verify() == []
+        line = self.defect(root)
+        assert line.startswith(f"{root / 'b.txt'}: the point 13,9 of the rule file lies outside the object; move it")
 
     @pytest.mark.parametrize("text", ["", "\n3,4", "12;7", "1,2,3", "nan,2", "x,y", "5"])
     def test_malformed_point(self, root, text):

@@ -15,7 +15,7 @@ def seed_of(name):
 
 
 def points_of(name):
-    return [(float(seed_of(name) % 20), 10.0), (30.5, 20.0)]
+    return [(26.0 + seed_of(name) % 5, 20.0), (29.5, 20.0)]
 
 
 def save_points(path, name):

@@ -101,9 +101,9 @@ class TestPoints:
 
     def test_trap_only_the_first_line_is_read(self, root):
         """A folder's first lines alone, as the paper's authors read them, lose the second object of an image."""
-        (root / "2.txt").write_bytes(b"\xef\xbb\xbf 3.5 , 2 \r\n\r\n7,8\r\n7,8\r\n")
-        assert next(read_samples(FolderDataset(root).load("all", 1, 0))).prompt.points == ((3.5, 2.0),)
-        assert self.points(root) == ((3.5, 2.0), (7.0, 8.0), (7.0, 8.0))
+        (root / "2.txt").write_bytes(b"\xef\xbb\xbf 28.5 , 20 \r\n\r\n7,8\r\n7,8\r\n")
+        assert next(read_samples(FolderDataset(root).load("all", 1, 0))).prompt.points == ((28.5, 20.0),)
+        assert self.points(root) == ((28.5, 20.0), (7.0, 8.0), (7.0, 8.0))
 
     @pytest.mark.parametrize(
         ("text", "line", "content"),
