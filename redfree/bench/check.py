@@ -20,7 +20,7 @@ from redfree.errors import UserError
 from redfree.files import write_text
 from redfree.measure.probe import Probe, probe
 from redfree.models.catalogue import MODELS
-from redfree.models.checkpoints import checkpoint_of
+from redfree.models.checkpoints import checkpoint_of, weights_folder
 from redfree.models.weights import find_weights
 from redfree.progress import track
 from redfree.search.greedy import GreedySearch
@@ -29,6 +29,8 @@ from redfree.search.shortlist import ShortlistSearch
 
 # Defects of one dataset that are listed before they are only counted.
 _LISTED = 5
+# What cells of the same images have in common.
+_DATASET_FIELDS = ("task", "dataset", "dataset_options", "dataset_root", "protocol")
 
 
 @dataclass(frozen=True)
@@ -64,19 +66,25 @@ def check(requests: Sequence[CellRequest], cache: Path, results: Path, *, verify
     findings += weights.values()
     missing = [name for name, finding in weights.items() if not finding.ready]
     costs = _probe_all(requests) if probes else {}
-    return [*findings, *_memory(requests, costs), *_time(requests, costs), *_disk(missing, cache, results)]
+    images = _images(requests) if probes else {}
+    estimates = [*_memory(requests, costs, images), *_time(requests, costs, images)]
+    return [*findings, *estimates, *_disk(missing, cache, results)]
 
 
 def _distinct(requests: Sequence[CellRequest], *fields: str) -> list[CellRequest]:
-    """The first request of each combination of some fields."""
+    """The first request of each combination of some fields, one that searches before one that does not."""
     first: dict[str, CellRequest] = {}
-    for request in requests:
-        first.setdefault(request.model_dump_json(include=set(fields)), request)
-    return list(first.values())
+    for request in sorted(requests, key=lambda request: request.selects_on != "search"):
+        first.setdefault(_key(request, *fields), request)
+    return [first[key] for key in dict.fromkeys(_key(request, *fields) for request in requests)]
+
+
+def _key(request: CellRequest, *fields: str) -> str:
+    return request.model_dump_json(include=set(fields))
 
 
 def _datasets(requests: Sequence[CellRequest], cache: Path, verify: bool) -> Iterator[Finding]:
-    for request in _distinct(requests, "dataset", "dataset_options", "dataset_root", "protocol"):
+    for request in _distinct(requests, *_DATASET_FIELDS):
         subject = f"dataset {request.dataset}"
         try:
             dataset = request.open_dataset()
@@ -92,6 +100,8 @@ def _datasets(requests: Sequence[CellRequest], cache: Path, verify: bool) -> Ite
 
 def _split_sizes(request: CellRequest, dataset: DatasetAdapter) -> str:
     test = len(dataset.load("test", request.protocol.n_test, 0))
+    if request.selects_on != "search":
+        return f"{test} test samples"
     search = len(dataset.load("search", request.protocol.n_search, request.seed))
     return f"{search} search and {test} test samples"
 
@@ -111,12 +121,12 @@ def _defects(use: DatasetUse, dataset: DatasetAdapter, cache: Path) -> list[str]
 
 
 def _state(use: DatasetUse, dataset: DatasetAdapter) -> str:
-    """A hash of the names, sizes and times of all files of a dataset, and of how it is read."""
-    root = root_of(use)
-    files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
-    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.exists()]
-    about = dataset.describe()
-    return hashlib.sha256(repr((facts, about["revision"], about["prompt_rule"], about["options"])).encode()).hexdigest()
+    """A hash of the names, sizes and times of all files of a dataset, and of how it is read and divided."""
+    other = use.options.get("search_from")
+    roots = [root_of(use), *([root_of(DatasetUse(other))] if other else [])]
+    files = [path for root in roots for path in (sorted(root.rglob("*")) if root.is_dir() else [root])]
+    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
+    return hashlib.sha256(repr((facts, dataset.describe())).encode()).hexdigest()
 
 
 def _weights(model: str) -> Finding:
@@ -128,7 +138,7 @@ def _weights(model: str) -> Finding:
 
 
 def _model_key(request: CellRequest) -> str:
-    return request.model_dump_json(include={"model", "options"})
+    return _key(request, "model", "options")
 
 
 def _probe_all(requests: Sequence[CellRequest]) -> dict[str, Probe | None]:
@@ -137,31 +147,39 @@ def _probe_all(requests: Sequence[CellRequest]) -> dict[str, Probe | None]:
     return {_model_key(one): probe(one.model, one.options, one.protocol.threads) for one in probed}
 
 
-def _memory(requests: Sequence[CellRequest], costs: dict[str, Probe | None]) -> Iterator[Finding]:
+def _memory(
+    requests: Sequence[CellRequest], costs: dict[str, Probe | None], images: dict[str, int]
+) -> Iterator[Finding]:
     free = psutil.virtual_memory().available
     for request in _distinct(requests, "model", "options") if costs else []:
         found = costs[_model_key(request)]
         if found is None:
             yield Finding(f"memory of {request.model}", False, "its probe ended early; free memory or leave it out")
             continue
-        images = max(_images(cell) for cell in requests if _model_key(cell) == _model_key(request))
-        needed = found.peak_rss_bytes + images * found.feature_bytes
-        detail = f"about {_gib(needed)} with the features of {images} images, {_gib(free)} are free"
+        most = max(_encoded(cell, images) for cell in requests if _model_key(cell) == _model_key(request))
+        needed = found.peak_rss_bytes + most * found.feature_bytes
+        detail = f"about {_gib(needed)} with the features of {most} images, {_gib(free)} are free"
         yield Finding(f"memory of {request.model}", needed < free, detail)
 
 
-def _images(request: CellRequest) -> int:
-    """Images that a cell encodes; 0 for what cannot be counted because the dataset is not here."""
-    searches = request.selects_on == "search"
-    try:
-        test = request.protocol.n_test or _test_size(request)
-    except UserError:
-        test = 0
-    return test + (request.protocol.n_search if searches else 0)
+def _images(requests: Sequence[CellRequest]) -> dict[str, int]:
+    """Test images of each dataset; 0 where they cannot be counted because the dataset is not here."""
+    return {_key(request, *_DATASET_FIELDS): _test_size(request) for request in _distinct(requests, *_DATASET_FIELDS)}
 
 
 def _test_size(request: CellRequest) -> int:
-    return len(request.open_dataset().load("test", None, 0))
+    if request.protocol.n_test:
+        return request.protocol.n_test
+    try:
+        return len(request.open_dataset().load("test", None, 0))
+    except UserError:
+        return 0
+
+
+def _encoded(request: CellRequest, images: dict[str, int]) -> int:
+    """Images that a cell encodes."""
+    searched = request.protocol.n_search if request.selects_on == "search" else 0
+    return images[_key(request, *_DATASET_FIELDS)] + searched
 
 
 def _candidates(request: CellRequest, channels: int) -> int:
@@ -183,25 +201,25 @@ def _candidates(request: CellRequest, channels: int) -> int:
     return pairs + subsets
 
 
-def _seconds(request: CellRequest, found: Probe) -> float:
+def _seconds(request: CellRequest, found: Probe, images: dict[str, int]) -> float:
     guarded = request.method.params.get("guard", "none") != "none"
     searches = request.protocol.folds if guarded else 1
     passes = _candidates(request, MODELS[request.model].channels) * request.protocol.n_search * searches
-    return _images(request) * found.encode_seconds + passes * (found.pass_seconds or 0.0)
+    return _encoded(request, images) * found.encode_seconds + passes * (found.pass_seconds or 0.0)
 
 
-def _time(requests: Sequence[CellRequest], costs: dict[str, Probe | None]) -> Iterator[Finding]:
+def _time(requests: Sequence[CellRequest], costs: dict[str, Probe | None], images: dict[str, int]) -> Iterator[Finding]:
     known = [(request, found) for request in requests if (found := costs.get(_model_key(request))) is not None]
     if not known:
         return
-    total = sum(_seconds(request, found) for request, found in known)
+    total = sum(_seconds(request, found, images) for request, found in known)
     detail = f"at most {total / 3600:.1f} h for {len(known)} of {len(requests)} cells, one at a time"
-    yield Finding("time", True, f"{detail}; images of missing datasets count as none")
+    yield Finding("time", True, f"{detail}; where n_test is null, test images that are not here count as none")
 
 
 def _disk(missing: Sequence[str], cache: Path, results: Path) -> Iterator[Finding]:
     needed = sum(checkpoint_of(name).bytes or 0 for name in missing)
-    for title, folder, bytes_ in (("cache", cache, needed), ("results", results, 0)):
+    for title, folder, bytes_ in (("weights", weights_folder(), needed), ("cache", cache, 0), ("results", results, 0)):
         existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(existing).free
         detail = f"{folder}: {_gib(free)} free, {_gib(bytes_)} for {len(missing)} checkpoints that are not here"

@@ -119,7 +119,7 @@ class IndexedDataset:
             defects += self._defects(entries, hashes)
         try:
             return defects + self._straddling(hashes)
-        except UserError as error:  # images may be too few, or not those of the committed list
+        except UserError as error:  # the images may not be those of the committed list
             return [*defects, str(error)]
 
     def _miscounts(self) -> Iterator[str]:
@@ -153,8 +153,8 @@ class IndexedDataset:
         return defects
 
     def _straddling(self, hashes: Mapping[str, PerceptualHash]) -> list[str]:
-        test = set(self._division.draw("test", None, 0))
-        pairs = [pair for pair in near_duplicates(hashes) if len(test & set(pair)) == 1]
+        train, test = set(self._division.pools.train), set(self._division.pools.test)
+        pairs = [pair for pair in near_duplicates(hashes) if train & set(pair) and test & set(pair)]
         return [
             f"{self.name}: {a} and {b} show the same, one of them in the test split; name the group, or report it"
             for a, b in pairs

@@ -96,6 +96,12 @@ def check_options(use: DatasetUse) -> None:
         _parsed(use)
     else:
         open_dataset(use)
+    other = use.options.get("search_from")
+    if other is not None and (task := about_of(other).task) != task_of(use):
+        raise UserError(
+            f"dataset {use.name}: options: search_from: {other} is for {task}, {use.name} for {task_of(use)}; "
+            "name one of the same task"
+        )
 
 
 def task_of(use: DatasetUse) -> str:
@@ -124,9 +130,9 @@ def _parsed(use: DatasetUse) -> tuple[Any, Any, str | None]:
     """Options of the source, of the division, and the dataset to search on."""
     options = dict(use.options)
     search_from = options.pop("search_from", None)
-    if search_from is not None and search_from not in SOURCES:
-        raise unknown("dataset", str(search_from), SOURCES)
     where = f"dataset {use.name}: options"
+    if search_from is not None and search_from not in (known := [name for name in SOURCES if name not in GENERIC]):
+        raise UserError(f"{where}: search_from: {unknown('dataset', str(search_from), known)}")
     division = {name: options.pop(name) for name in DivisionOptions.model_fields if name in options}
     source = validate(_source_class(use.name).Options, options, where)
     return source, validate(DivisionOptions, division, where), search_from
@@ -134,7 +140,7 @@ def _parsed(use: DatasetUse) -> tuple[Any, Any, str | None]:
 
 def _own_name(use: DatasetUse, root: Path) -> str:
     path = str(use.options.get("path", "parquet"))
-    return root.stem if path == "parquet" else path
+    return root.name.removesuffix(".jsonl") if path == "parquet" else path
 
 
 def _indexed(use: DatasetUse, prompt: PromptRule, data_root: Path | None) -> DatasetAdapter:

@@ -62,7 +62,7 @@ class ProceduralDataset:
             "revision": REVISION,
             "source": "procedural: drawn by redfree, not photographs",
             "licence": "Apache-2.0",
-            "prompt_rule": self.prompt.rule,
+            "prompt_rule": self.prompt.name,
         }
 
     def verify(self) -> list[str]:

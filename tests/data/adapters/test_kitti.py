@@ -44,6 +44,7 @@ def test_ids_and_splits(root):
     _, entries = opened(root)
     assert {id_: entry.split for id_, entry in entries.items()} == {
         "2011_09_30_drive_0020-0000000934": "train",
+        "2011_09_30_drive_0018-0000000007": "train",
         LARGE_ID: "test",
         TINY_ID: "test",
         "2011_09_26_drive_0009-0000000032": "test",
@@ -54,7 +55,7 @@ def test_a_reader_that_takes_all_frames_has_one_without_truth_and_one_that_no_li
     source, entries = opened(root)
     naive = {f"{path.parents[2].name[:-5]}-{path.stem}" for path in root.glob("input/*/*/image_02/data/*.png")}
     assert naive - set(entries) == {"2011_09_26_drive_0009-0000000000", "2011_09_26_drive_0009-0000000005"}
-    assert source.counts() == {"train": 1, "test": 3}
+    assert source.counts() == {"train": 2, "test": 3}
 
 
 @pytest.mark.parametrize("frame", [LARGE, TINY])
@@ -155,7 +156,7 @@ def test_one_list_is_enough(tmp_path):
 
 def test_entries_decode_nothing(root, monkeypatch):
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded"))
-    assert len(opened(root)[1]) == 4
+    assert len(opened(root)[1]) == 5
 
 
 def test_rows(root):
