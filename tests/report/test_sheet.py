@@ -59,3 +59,25 @@ def test_marks_at_the_edge_stay_inside_and_the_sample_is_left_alone(tmp_path):
     assert dots.sum() == 18
     assert (marked[0, 3:] == OUTLINE).all()
     assert np.array_equal(sample.image, before)
+
+
+def test_smaller_samples_have_black_around_them(tmp_path):
+    small = Sample("small", np.full((5, 7, 3), 90, np.uint8), np.ones((5, 7), bool), Prompt((), (), None))
+    sheet = drawn(tmp_path, [make(0), small], columns=2)
+    assert sheet.shape == (2 * HEIGHT, 2 * WIDTH, 3)
+    tile = sheet[:, WIDTH:].copy()
+    assert np.array_equal(tile[:5, :7], small.image)
+    assert (tile[5:10, :7].any(-1)).all()
+    tile[:10, :7] = 0
+    assert not tile.any()
+
+
+def test_large_samples_are_shown_smaller_with_the_point_at_its_place(tmp_path):
+    mask = np.zeros((500, 1024), bool)
+    mask[100:400, 200:800] = True
+    image = np.where(mask[..., None], np.uint8(200), np.uint8(20)).repeat(3, 2)
+    sheet = drawn(tmp_path, [Sample("large", image, mask, Prompt(((601.5, 301.5),), (1,)))], columns=1)
+    assert sheet.shape == (2 * 125, 256, 3)
+    rows, columns = (sheet[125:] == POINT).all(-1).nonzero()
+    assert (rows.mean(), columns.mean()) == (75, 150)
+    assert [sheet[60, 100].tolist(), sheet[5, 5].tolist()] == [[200] * 3, [20] * 3]
