@@ -4,6 +4,9 @@ from pathlib import Path
 import pytest
 
 from redfree.bench.suite import find_suite, load_suite, plan
+from redfree.data.prompts import PromptRule
+from redfree.data.registry import DatasetUse
+from redfree.data.splits import AUTHORS
 from redfree.errors import UserError
 from redfree.records.schema import Protocol
 from redfree.search.guard import RULES
@@ -128,6 +131,98 @@ def test_the_exhaustive_rows_join_those_of_seg():
 def test_the_guard_suite_has_every_rule():
     rules = [cell.method.params.get("guard") for cell in plan(load_suite("guard"))]
     assert {rule: rules.count(rule) for rule in rules} == dict.fromkeys((None, "none", *RULES), 30)
+
+
+class TestDatasets:
+    """Datasets with options, a root and fields of the protocol that differ."""
+
+    def suite(self, write, datasets):
+        return load_suite(write(SUITE.replace("[procedural/natural, procedural/medical]", datasets)))
+
+    def refusal(self, write, datasets):
+        return refusal(write(SUITE.replace("[procedural/natural, procedural/medical]", datasets)))
+
+    def test_all_of_it_reaches_the_cells(self, write):
+        entry = "{name: coco2017, options: {min_area: 64, search_pool: 9}, root: sets/coco, protocol: {n_test: 5}}"
+        coco, camo = plan(self.suite(write, f"[{entry}, camo]"))[:4:2]
+        assert (coco.dataset, coco.dataset_options, coco.dataset_root) == (
+            "coco2017",
+            {"min_area": 64, "search_pool": 9},
+            "sets/coco",
+        )
+        assert coco.dataset_use == DatasetUse("coco2017", {"min_area": 64, "search_pool": 9}, "sets/coco")
+        assert (coco.protocol.n_test, coco.protocol.n_search) == (5, 3)
+        assert (camo.dataset_options, camo.dataset_root, camo.protocol.n_test) == ({}, None, 7)
+        assert coco.title == "sam_nano/coco2017/baseline/4"
+
+    def test_prompts_are_set_in_the_protocol_and_differ_by_dataset(self, write):
+        entry = "{name: camo, protocol: {prompt: box, box_jitter: 5, prompt_seed: 3}}"
+        camo, cod10k = plan(self.suite(write, f"[{entry}, cod10k]"))[:4:2]
+        assert camo.prompt == PromptRule("box", seed=3, jitter=5)
+        assert cod10k.prompt == PromptRule()
+        assert camo.protocol.prompt_components == "all"
+
+    def test_whole_test_splits(self, write):
+        suite = self.suite(write, "[{name: camo, protocol: {n_test: null}}]")
+        assert plan(suite)[0].protocol.n_test is None
+
+    @pytest.mark.parametrize(
+        ("datasets", "complaint"),
+        [
+            ("[nyuv2]", "datasets: nyuv2 is for depth, the suite for segmentation; remove one of them"),
+            ("[{name: huggingface, root: x, options: {task: depth}}]", "datasets: huggingface is for depth"),
+            ("[camoo]", "datasets: unknown dataset 'camoo'; did you mean 'camo'?"),
+            ("[{name: camo, option: {}}]", "unknown field 'datasets.0.option'; did you mean 'datasets.0.options'?"),
+            ("[{name: camo, options: {min_area: 3}}]", "datasets: dataset camo: options: unknown field 'min_area'"),
+            ("[{name: camo, options: {protocol: ours}}]", "field protocol: Input should be 'official' or 'authors'"),
+            ("[{name: camo, protocol: {n_tests: 3}}]", "protocol of camo: unknown field 'n_tests'"),
+            ("[{name: camo, protocol: {n_search: 1}}]", "protocol of camo: 2 folds cannot be made of 1 search images"),
+            ("[{name: chameleon, options: {search_from: cod}}]", "search_from: unknown dataset 'cod'"),
+            ("[{name: chameleon, options: {search_from: kitti}}]", "search_from: kitti is for depth, chameleon for"),
+            ("[{name: procedural/natural, root: x}]", "is drawn, so it has neither options nor a root; remove them"),
+        ],
+    )
+    def test_a_mistake_is_one_line(self, write, datasets, complaint):
+        assert complaint in self.refusal(write, datasets)
+
+
+class TestPaperSuites:
+    def test_segmentation_is_nine_datasets_seven_backbones_and_two_methods(self):
+        cells = plan(load_suite("seg-paper"))
+        assert len({cell.title for cell in cells}) == len(cells) == 126 == 9 * 7 * 2
+        assert {cell.dataset for cell in cells} == {
+            *("coco2017", "voc2012", "perseg", "isic2016", "busi", "kvasir-seg", "camo", "cod10k", "chameleon")
+        }
+        assert {cell.method.label for cell in cells} == {"baseline", "swap"}
+        assert not any(cell.model.startswith("sam2.1") or "nano" in cell.model for cell in cells)
+
+    def test_their_protocols_fit_their_datasets(self):
+        protocols = {cell.dataset: cell.protocol for cell in plan(load_suite("seg-paper"))}
+        assert (protocols["coco2017"].n_test, protocols["isic2016"].n_test) == (778, None)
+        assert (protocols["perseg"].n_search, protocols["isic2016"].n_search) == (40, 50)
+
+    def test_the_exhaustive_rows_differ_in_the_search_alone(self):
+        paper, exhaustive = load_suite("seg-paper"), load_suite("seg-paper-exhaustive")
+        assert exhaustive.model_dump(exclude={"methods"}) == paper.model_dump(exclude={"methods"})
+        (swap,) = {cell.method.label: cell.method for cell in plan(exhaustive)}.values()
+        assert (swap.params["strategy"], swap.params["guard"]) == ("exhaustive", "none")
+        titles = {cell.title for suite in (paper, exhaustive) for cell in plan(suite)}
+        assert len(titles) == 126 + 63
+
+    def test_the_authors_rows_have_their_splits(self):
+        suite = load_suite("seg-paper-authors")
+        assert {dataset.name for dataset in suite.datasets} == set(AUTHORS)
+        assert all(dataset.options["protocol"] == "authors" for dataset in suite.datasets)
+        assert suite.protocol.semantics == "sequential"
+        assert len(plan(suite)) == 8 * 7 * 2
+
+    @pytest.mark.parametrize(
+        ("name", "task", "cells"), [("depth-paper", "depth", 4), ("cls-paper", "classification", 4)]
+    )
+    def test_depth_and_classification_can_be_planned(self, name, task, cells):
+        planned = plan(load_suite(name))
+        assert len(planned) == cells
+        assert {cell.task for cell in planned} == {task}
 
 
 def test_a_base_file_is_read_from_beside_the_suite(write):

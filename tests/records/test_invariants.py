@@ -3,7 +3,8 @@ import pytest
 from record_samples import counts_frame, make_counts, make_failed, make_record
 
 from redfree.records.invariants import violations
-from redfree.records.schema import TrainableParameters
+from redfree.records.schema import Score, TrainableParameters
+from redfree.tasks.object_iou import OBJECT_MIOU, object_iou
 
 
 def with_result(**fields):
@@ -130,6 +131,44 @@ def test_draws_of_different_sizes_are_reported():
     record = make_record("random-swap", counts, source="user's own images")
     found = violations(record, edited(counts_frame(counts), tn=1))
     assert found == ["the counts of an image sum to different totals in different draws"]
+
+
+class TestPerSeg:
+    IDS = ("cat/01", "cat/02", "dog/01", "dog/02", "dog/03", "dog/04")
+
+    def record(self, counts, value=None, metric=OBJECT_MIOU.name):
+        record = make_record(counts=counts, dataset="perseg", source="https://github.com/ZrrSkywalker")
+        own = object_iou(counts[0], [id_.partition("/")[0] for id_ in self.IDS]) if value is None else value
+        score = Score(
+            metric=metric, definition=OBJECT_MIOU.definition, split="test", value=own, n=6, ci95=(own - 0.1, own + 0.1)
+        )
+        return record.model_copy(update={"scores": [*record.scores, score]})
+
+    def frame(self, counts):
+        return counts_frame(counts).assign(id=list(self.IDS))
+
+    def test_the_owners_metric_is_one_of_its_scores(self):
+        counts = make_counts()
+        assert violations(self.record(counts), self.frame(counts)) == []
+
+    def test_it_is_missed_where_it_is_not_there(self):
+        counts = make_counts()
+        record = self.record(counts).model_copy(update={"scores": make_record(counts=counts).scores})
+        assert violations(record, self.frame(counts)) == ["status ok, but the scores are not one of each metric"]
+
+    def test_it_is_no_score_of_other_datasets(self):
+        counts = make_counts()
+        scores = self.record(counts).scores
+        found = violations(make_record(counts=counts).model_copy(update={"scores": scores}), counts_frame(counts))
+        assert found == ["status ok, but the scores are not one of each metric"]
+
+    def test_it_is_that_of_the_counts_of_each_object(self):
+        counts = make_counts()
+        assert "object_mIoU is 0.5, its counts give 0." in violations(self.record(counts, 0.5), self.frame(counts))[0]
+        # Of other objects the same counts give another value.
+        assert violations(self.record(counts), self.frame(counts).assign(id=list("abcdef")))[0].startswith(
+            "object_mIoU"
+        )
 
 
 def test_missing_counts_are_reported():

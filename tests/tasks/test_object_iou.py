@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redfree.tasks.object_iou import object_iou
-from redfree.tasks.segmentation import count_pixels, image_iou
+from redfree.tasks.object_iou import OBJECT_MIOU, metrics_of, numbered, object_iou
+from redfree.tasks.segmentation import METRICS, count_pixels, image_iou
 
 
 def as_the_owner(masks, objects):
@@ -49,3 +49,36 @@ def test_one_name_an_image(objects):
         object_iou(np.ones((2, 4), np.int64), objects)
     with pytest.raises(ValueError, match="pass one name an image"):
         object_iou(np.ones((0, 4), np.int64), [])
+
+
+class TestOverDraws:
+    IDS = ("dog/01", "cat/01", "dog/02")
+
+    def counts(self, draws):
+        """(images, draws, 4)."""
+        return np.random.default_rng(0).integers(1, 50, (len(self.IDS), draws, 4))
+
+    @pytest.mark.parametrize("draws", [1, 3])
+    def test_is_the_mean_over_draws(self, draws):
+        counts = self.counts(draws)
+        expected = [object_iou(counts[:, draw], ["dog", "cat", "dog"]) for draw in range(draws)]
+        assert OBJECT_MIOU.summarise(numbered(counts, self.IDS)) == pytest.approx(np.mean(expected))
+
+    def test_images_that_a_bootstrap_draws_keep_their_objects(self):
+        counts = self.counts(2)
+        chosen = [2, 2, 1, 0]
+        resampled = numbered(counts, self.IDS)[chosen]
+        alone = numbered(counts[chosen], [self.IDS[index] for index in chosen])
+        assert OBJECT_MIOU.summarise(resampled) == pytest.approx(OBJECT_MIOU.summarise(alone))
+
+    def test_counts_are_left_as_they_are(self):
+        counts = self.counts(2)
+        found = numbered(counts, self.IDS)
+        assert found.shape == (3, 2, 5)
+        assert np.array_equal(found[..., :4], counts)
+        assert [set(found[image, :, 4]) for image in range(3)] == [{1}, {0}, {1}]
+
+
+def test_is_a_metric_of_perseg_alone():
+    assert metrics_of("perseg") == (*METRICS, OBJECT_MIOU)
+    assert metrics_of("isic2016") == metrics_of("procedural/natural") == METRICS
