@@ -1,25 +1,19 @@
 """What every adapter promises, on a tiny tree in the layout of its dataset's owner."""
 
-import importlib
 import json
 from itertools import combinations
 
 import numpy as np
 import pytest
 from PIL import Image
+from trees.every import OPTIONS, TREES, accept_hashes, build, open_tree
 
 from redfree.data import division
-from redfree.data.adapters import cifar
 from redfree.data.duplicates import near_duplicates, perceptual_hash
 from redfree.data.registry import GENERIC, SOURCES, DatasetUse, open_dataset
 from redfree.data.schema import TASKS
 from redfree.errors import UserError
 
-TREES = {name: name.replace("-", "_") for name in SOURCES} | {"imagenet-1k": "imagenet"}
-OPTIONS = {
-    "coco2017": {"search_pool": 2},
-    "huggingface": {"path": "parquet", "columns": {"image": "image", "mask": "mask"}},
-}
 # Datasets of which the owner gives test samples alone.
 WITHOUT_TRAINING = {"chameleon", "imagenet-1k"}
 PACKAGED = {"digits"}
@@ -32,8 +26,7 @@ def trees(tmp_path_factory):
 
     def root_of(name):
         if name not in built:
-            module = importlib.import_module(f"trees.{TREES[name]}")
-            built[name] = module.build(tmp_path_factory.mktemp(TREES[name]))
+            built[name] = build(name, tmp_path_factory.mktemp(TREES[name]))
         return built[name]
 
     return root_of
@@ -41,12 +34,7 @@ def trees(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def hashes_of_the_trees(monkeypatch, trees):
-    """CIFAR's files are checked by the owner's hashes, which the files of a tree do not have."""
-
-    def batches_of(dataset):
-        return cifar.Batches(*importlib.import_module(f"trees.{dataset}").md5s(trees(dataset)))
-
-    monkeypatch.setattr(cifar, "published_batches", batches_of)
+    accept_hashes(monkeypatch, trees)
 
 
 @pytest.fixture(autouse=True)
@@ -62,10 +50,7 @@ def no_committed_lists(monkeypatch, tmp_path):
 
 @pytest.fixture
 def opened(trees):
-    def open_tree(name, **options):
-        return open_dataset(DatasetUse(name, {**OPTIONS.get(name, {}), **options}, str(trees(name))))
-
-    return open_tree
+    return lambda name, **options: open_tree(name, trees(name), **options)
 
 
 def splits_of(name):
