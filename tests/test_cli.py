@@ -109,7 +109,7 @@ def grey_mask():
         (lambda f: mask_of((24, 31)).save(f / "a3.png"), ("a3.png: the mask is 31x24", "30x24", "re-export")),
         (lambda f: mask_of((24, 30), 0).save(f / "a3.png"), ("a3.png: the mask is empty", "remove the image or draw")),
         (lambda f: grey_mask().save(f / "a3.png"), ("a3.png: the mask has 256 distinct", "pass --mask-threshold")),
-        (lambda f: (f / "a3.txt").write_text("30,5"), ("a3.txt: the point 30,5 is outside the 30x24", "give x,y")),
+        (lambda f: (f / "a3.txt").write_text("30,5"), ("a3.txt: the point 30,5 of the rule file is off the 30x24", "give x,y")),
         (lambda f: (f / "a3.txt").write_text("there"), ("a3.txt: the first line is 'there'", "write the point as x,y")),
         (lambda f: (f / "a3.txt").unlink(), ("a3.txt: the point is missing", "add it")),
         (lambda f: (f / "a3.jpg").write_bytes((f / "a3.jpg").read_bytes()[:-90]), ("a3.jpg: not a readable", "JPEG")),
