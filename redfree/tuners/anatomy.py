@@ -25,8 +25,9 @@ class Anatomy:
         encoder_name: name of the image encoder; empty where the model is nothing but one.
         decoder_name: name of the mask decoder; None for a model that gives tokens.
         prompt_encoder_name: name of the prompt encoder; None for a model that gives tokens.
-        blocks: the transformer blocks of the encoder, in order, by name.
-        qkv: of each block, the linear layer that makes queries, keys and values together, by name.
+        blocks: the transformer blocks of the encoder, in order, by name; none in an encoder of another kind.
+        qkv: of each block, the linear layer that makes queries, keys and values together, by name; none where they are
+            apart.
     """
 
     module: nn.Module
@@ -70,6 +71,6 @@ def anatomy_of(module: nn.Module) -> Anatomy:
     else:
         kind = type(module).__name__
         raise UserError(f"{kind}: tuners know segment_anything, sam2 and timm's vision transformers; use one of them")
-    found = {f"{blocks}.{number}": block for number, block in module.get_submodule(blocks).named_children()}
-    qkv = {f"{name}.attn.qkv": block.get_submodule("attn.qkv") for name, block in found.items()}
+    found = {name: block for name, block in module.named_modules() if name.rpartition(".")[0] == blocks}
+    qkv = {f"{name}.attn.qkv": getattr(getattr(block, "attn", None), "qkv", None) for name, block in found.items()}
     return Anatomy(module, *names, found, {name: layer for name, layer in qkv.items() if isinstance(layer, nn.Linear)})

@@ -1,0 +1,268 @@
+import pytest
+import torch
+from segment_anything import sam_model_registry
+from tunerchecks import after_backward, check_gradients
+from tunerworld import encode, fingerprint, meta_vit_b, same, shake, tiny_eva, tiny_sam2, tiny_vit, tune
+
+from redfree.errors import UserError
+from redfree.models.lean_attention import lean_attention
+from redfree.tuners.catalogue import tuner_options
+
+BOTH = pytest.mark.parametrize("flavour", ["lora", "adapter"])
+SIDES = {tiny_sam2: 64, tiny_vit: 32, tiny_eva: 32}
+OTHERS = pytest.mark.parametrize("build", SIDES)
+
+
+def cobot(module, flavour="lora", **options):
+    return tune("sam-cobot", module, flavour=flavour, **options)
+
+
+@pytest.mark.parametrize(
+    ("flavour", "inserted", "original"), [("lora", 148_320, 4_206_660), ("adapter", 324_048, 4_382_388)]
+)
+def test_counts_on_vit_b(flavour, inserted, original):
+    paper, authors = (cobot(meta_vit_b(), flavour, variant=variant) for variant in ("paper", "original"))
+    assert (paper.inserted_count, paper.declared_count) == (inserted, inserted)
+    assert (authors.inserted_count, authors.declared_count) == (inserted, original)
+    assert authors.trained_count == inserted + 3_506_304
+    assert {name.split(".")[0] for name in authors.freed} == {"mask_decoder"}
+
+
+@pytest.mark.parametrize(
+    ("flavour", "count"),
+    [
+        ("lora", 24 * 2 * (2 * 1024 * 4 + 4 + 4) + 4 * 48 + 48**2),
+        ("adapter", 24 * (2 * 1024 * 16 + 16 + 3 * 1024 + 16 + 64) + 16 * 24 + 24**2),
+    ],
+)
+def test_the_relation_is_as_deep_as_the_model(flavour, count):
+    with torch.device("meta"):
+        sam = sam_model_registry["vit_l"](checkpoint=None)
+    assert cobot(sam, flavour).inserted_count == count
+
+
+@pytest.mark.parametrize(
+    ("flavour", "rank", "count"),
+    [
+        ("lora", 8, 12 * 2 * (2 * 768 * 8 + 8 + 16) + 8 * 24 + 24**2),
+        ("adapter", 4, 12 * (2 * 768 * 4 + 4 + 3 * 768 + 4 + 4) + 4 * 12 + 12**2),
+    ],
+)
+def test_counts_of_other_ranks(flavour, rank, count):
+    assert cobot(meta_vit_b(), flavour, rank=rank).inserted_count == count
+
+
+def test_names_are_readable_and_shared_parameters_are_there_once(tiny_sam):
+    updates = [f"blocks.{block}.{part}." for block in range(2) for part in "qv"]
+    ends = ["A", "B", "link.gamma", "link.head.weight"]
+    shared = ["relation.coefficients", "relation.matrix"]
+    assert sorted(cobot(tiny_sam).inserted) == sorted([*shared, *(start + end for start in updates for end in ends)])
+
+
+def test_names_of_the_adapter(tiny_sam):
+    layers = ["norm", "down", "up"]
+    ends = [*(f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")), "link.gamma", "link.head.weight"]
+    shared = ["relation.coefficients", "relation.matrix"]
+    expected = sorted([*shared, *(f"blocks.{block}.{end}" for block in range(2) for end in ends)])
+    assert sorted(cobot(tiny_sam, "adapter").inserted) == expected
+
+
+@BOTH
+@pytest.mark.parametrize("variant", ["paper", "original"])
+def test_identity_at_the_start(tiny_sam, flavour, variant):
+    before = encode(tiny_sam)
+    cobot(tiny_sam, flavour, variant=variant)
+    assert torch.equal(encode(tiny_sam), before)
+
+
+@BOTH
+@OTHERS
+def test_identity_at_the_start_of_other_models(build, flavour):
+    module = build()
+    before = encode(module, SIDES[build])
+    attachment = cobot(module, flavour)
+    assert torch.equal(encode(module, SIDES[build]), before)
+    shake(attachment, 0.3)
+    assert not torch.allclose(encode(module, SIDES[build]), before)
+
+
+@pytest.mark.parametrize("variant", ["paper", "original"])
+def test_gradients_of_lora_at_the_start_are_those_of_b_alone(tiny_sam, variant):
+    attachment = after_backward(tiny_sam, "sam-cobot", variant=variant)
+    check_gradients(attachment, zero=[name for name in attachment.inserted if not name.endswith(".B")])
+
+
+@pytest.mark.parametrize("variant", ["paper", "original"])
+def test_gradients_of_the_adapter_at_the_start_are_those_of_the_way_up(tiny_sam, variant):
+    attachment = after_backward(tiny_sam, "sam-cobot", flavour="adapter", variant=variant)
+    check_gradients(attachment, zero=[name for name in attachment.inserted if ".up." not in name])
+
+
+@BOTH
+@pytest.mark.parametrize("variant", ["paper", "original"])
+def test_gradients_after_a_step(tiny_sam, flavour, variant):
+    check_gradients(after_backward(tiny_sam, "sam-cobot", 0.1, flavour=flavour, variant=variant))
+
+
+@BOTH
+def test_gradients_in_sam2(flavour):
+    check_gradients(after_backward(tiny_sam2(), "sam-cobot", 0.1, flavour=flavour))
+
+
+@BOTH
+@pytest.mark.parametrize("build", [tiny_vit, tiny_eva])
+def test_gradients_in_models_that_give_tokens(build, flavour):
+    module = build()
+    attachment = cobot(module, flavour)
+    shake(attachment, 0.1)
+    module(torch.randn(1, 3, 32, 32)).square().sum().backward()
+    check_gradients(attachment)
+
+
+def test_the_relation_links_blocks(tiny_sam):
+    """What one block learns to scale by reaches another through the matrix."""
+    attachment = cobot(tiny_sam)
+    shake(attachment, 0.1)
+    before = encode(tiny_sam)
+    with torch.no_grad():
+        attachment.inserted["relation.matrix"][0, 3] += 1  # queries of block 0 into values of block 1
+    assert not torch.allclose(encode(tiny_sam), before)
+
+
+@pytest.mark.parametrize("rank", [4, 8])
+def test_merged_equals_unmerged(tiny_sam, rank):
+    keys, weights = tiny_sam.state_dict().keys(), tiny_sam.image_encoder.blocks[1].attn.qkv.weight.clone()
+    attachment = cobot(tiny_sam, rank=rank)
+    shake(attachment, 0.3)
+    tuned, inserted = encode(tiny_sam), {name: value.detach() for name, value in attachment.inserted.items()}
+    attachment.merge()
+    torch.testing.assert_close(encode(tiny_sam), tuned, rtol=0, atol=1e-5)
+    assert tiny_sam.state_dict().keys() == keys
+    merged = tiny_sam.image_encoder.blocks[1].attn.qkv
+    assert type(merged) is torch.nn.Linear
+    width = weights.shape[1]
+    for part, column, start in (("q", 2, 0), ("v", 3, 2 * width)):
+        rows = slice(start, start + width)
+        expected = weights[rows] + by_hand(inserted, part, column)
+        torch.testing.assert_close(merged.weight[rows], expected, rtol=0, atol=1e-5)
+    assert torch.equal(merged.weight[width : 2 * width], weights[width : 2 * width])  # keys
+
+
+def by_hand(inserted, part, column):
+    """B K^T diag(CP + gamma) A of block 1, with K from the quaternions' table of products."""
+    own = {key: inserted[f"blocks.1.{part}.{key}"] for key in ("A", "B", "link.gamma", "link.head.weight")}
+    r, i, j, k = own["link.head.weight"]
+    head = torch.vstack([torch.hstack(row) for row in ([r, i, j, k], [-i, r, k, -j], [-j, -k, r, i], [-k, j, -i, r])])
+    shared = (inserted["relation.coefficients"] @ inserted["relation.matrix"])[:, column]
+    return own["B"] @ head.T @ torch.diag(shared + own["link.gamma"]) @ own["A"]
+
+
+@OTHERS
+def test_merged_equals_unmerged_in_other_models(build):
+    module = build()
+    keys = module.state_dict().keys()
+    attachment = cobot(module)
+    shake(attachment, 0.1)
+    tuned = encode(module, SIDES[build])
+    attachment.merge()
+    torch.testing.assert_close(encode(module, SIDES[build]), tuned, rtol=0, atol=1e-5)
+    assert module.state_dict().keys() == keys
+
+
+def test_the_adapter_cannot_be_merged(tiny_sam):
+    with pytest.raises(UserError, match="this tuner cannot be merged"):
+        cobot(tiny_sam, "adapter").merge()
+
+
+@BOTH
+@pytest.mark.parametrize("variant", ["paper", "original"])
+def test_detaching_restores_the_model_bit_for_bit(tiny_sam, flavour, variant):
+    before, features = fingerprint(tiny_sam), encode(tiny_sam)
+    attachment = cobot(tiny_sam, flavour, variant=variant)
+    shake(attachment, 0.3)
+    assert not torch.allclose(encode(tiny_sam), features)
+    attachment.detach()
+    assert same(fingerprint(tiny_sam), before)
+    assert torch.equal(encode(tiny_sam), features)
+
+
+@BOTH
+@pytest.mark.parametrize("variant", ["paper", "original"])
+def test_a_state_is_taken_over_by_a_fresh_attachment(tiny_sam, flavour, variant):
+    attachment = cobot(tiny_sam, flavour, variant=variant)
+    shake(attachment, 0.3)
+    tuned, state = encode(tiny_sam), attachment.state()
+    attachment.detach()
+    other = cobot(tiny_sam, flavour, variant=variant)
+    assert not torch.allclose(encode(tiny_sam), tuned)
+    other.load(state)
+    assert torch.equal(encode(tiny_sam), tuned)
+    assert other.state().keys() == state.keys()
+
+
+@BOTH
+def test_a_state_of_another_rank_is_refused(tiny_sam, flavour):
+    attachment = cobot(tiny_sam, flavour, rank=4)
+    state = attachment.state()
+    attachment.detach()
+    with pytest.raises(UserError, match="not those of this tuner on this model"):
+        cobot(tiny_sam, flavour, rank=8).load(state)
+
+
+def test_dropout_follows_the_mode_of_the_model(tiny_sam):
+    attachment = cobot(tiny_sam, "adapter")
+    shake(attachment, 0.3)
+    calm = encode(tiny_sam)
+    assert torch.equal(encode(tiny_sam), calm)
+    tiny_sam.train()
+    assert not torch.equal(encode(tiny_sam), calm)
+    tiny_sam.eval()
+    assert torch.equal(encode(tiny_sam), calm)
+
+
+@BOTH
+def test_lean_attention_sees_the_tuner(tiny_sam, flavour):
+    shake(cobot(tiny_sam, flavour), 0.3)
+    tuned = encode(tiny_sam)
+    with lean_attention(tiny_sam.image_encoder, budget=1):
+        torch.testing.assert_close(encode(tiny_sam), tuned, rtol=0, atol=1e-5)
+
+
+@BOTH
+def test_seeds_draw_the_same_start(tiny_sam, flavour):
+    states = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        attachment = cobot(tiny_sam, flavour)
+        states.append(attachment.state())
+        attachment.detach()
+    same_start = [all(torch.equal(value, states[0][name]) for name, value in state.items()) for state in states]
+    assert same_start == [True, True, False]
+
+
+def test_ranks_by_default():
+    ranks = [tuner_options("sam-cobot", {"flavour": flavour}).rank for flavour in ("lora", "adapter")]
+    assert ranks == [4, 16]
+    assert tuner_options("sam-cobot", {}) == tuner_options("sam-cobot", {"flavour": "lora", "rank": 4})
+
+
+@pytest.mark.parametrize("rank", [0, -4, 6])
+def test_a_rank_that_makes_no_quaternions(rank):
+    with pytest.raises(UserError, match=r"^options of sam-cobot: field rank: Input should be [^\n]*$"):
+        tuner_options("sam-cobot", {"rank": rank})
+
+
+def test_a_flavour_that_does_not_exist():
+    with pytest.raises(UserError, match=r"^options of sam-cobot: field flavour: Input should be 'lora' or 'adapter'$"):
+        tuner_options("sam-cobot", {"flavour": "prefix"})
+
+
+@pytest.mark.parametrize(
+    ("flavour", "what"), [("lora", "linear layer of queries, keys and values together"), ("adapter", "MLP in a block")]
+)
+def test_an_encoder_without_blocks(tiny_sam, flavour, what):
+    tiny_sam.image_encoder = torch.nn.Linear(4, 4)
+    with pytest.raises(UserError) as caught:
+        cobot(tiny_sam, flavour)
+    mend = "use segment_anything, sam2 or timm's vision transformers"
+    assert str(caught.value) == f"sam-cobot: Sam has no {what}; {mend}"
