@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from redfree.cli_data import data_verbs, dataset_of, reading_speeds
+from redfree.cli_data import data_verbs, reading_speeds
 from redfree.cli_options import (
     Cache,
     DataRoot,
@@ -18,14 +18,17 @@ from redfree.cli_options import (
     Shard,
     Weights,
     cache_of,
+    dataset_of,
     overrides,
     settings_of,
     shard_of,
     use_data_root,
 )
+from redfree.cli_tuners import tuner_verbs
 from redfree.errors import UserError
 
 if TYPE_CHECKING:
+    from redfree.bench.adapt import AdaptOptions
     from redfree.bench.run import Outcome
 
 # One of each family and size of input, trained where the weights ship.
@@ -34,6 +37,8 @@ EXACT = ("sam_nano", "sam2_nano", "dino_nano", "sam_vit_b", "sam2_hiera_tiny", "
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for verb in data_verbs:
     app.command()(verb)
+for name, tuner_verb in tuner_verbs.items():
+    app.command(name)(tuner_verb)
 
 
 @app.command("list")
@@ -104,7 +109,7 @@ def run(
 ) -> None:
     """Measures the cells of a suite, one process and one record each; goes on where it was stopped."""
     from redfree.bench import run as execution
-    from redfree.bench.cell import require_measurable
+    from redfree.bench.request import require_measurable
     from redfree.bench.suite import load_suite
     from redfree.bench.suite import plan as expand
     from redfree.errors import unknown
@@ -148,6 +153,8 @@ def adapt(
     n_search: Annotated[int | None, typer.Option(min=2, help="Images that choose; 50, or half of fewer.")] = None,
     n_pairs: Annotated[int, typer.Option(min=1, max=16, help="N of the Top-N.")] = 10,
     folds: Annotated[int, typer.Option(min=2, help="Folds of the guard.")] = 5,
+    method: Annotated[str, typer.Option(help="swap, a tuner such as samed, or samed+swap.")] = "swap",
+    epochs: Annotated[int, typer.Option(min=1, help="Passes of a tuner over the images.")] = 25,
     guard: Annotated[str, typer.Option(help="one_standard_error, k_fold, split_half or none.")] = "one_standard_error",
     strategy: Annotated[str, typer.Option(help="greedy, shortlist, racing or exhaustive.")] = "greedy",
     mask_threshold: Annotated[int | None, typer.Option(min=1, help="Masks: values from this on are object.")] = None,
@@ -184,7 +191,13 @@ def adapt(
         seed=seed,
         threads=threads,
         feature_cache=feature_cache,
+        method=method,
+        epochs=epochs,
     )
+    if method != "swap":
+        typer.echo(_adapt_tuned(chosen, cache_of(cache)))
+        typer.echo(f"report: {out / 'report.md'}")
+        return
     found = adaptation.adapt(chosen, cache_of(cache))
     adaptation.write_adaptation(found, out)
     write_report(found, out)
@@ -192,10 +205,21 @@ def adapt(
     typer.echo(f"report: {out / 'report.md'}")
 
 
+def _adapt_tuned(options: AdaptOptions, cache: Path) -> str:
+    from redfree.bench.adapt_tuned import adapt_tuned, write_tuned_adaptation
+    from redfree.report.adapt_tuned import verdict, write_report
+
+    found = adapt_tuned(options, cache)
+    write_tuned_adaptation(found, options.out)
+    write_report(found, options.out)
+    return verdict(found)
+
+
 def _title(suite: str) -> str:
     import yaml
 
-    path: Path | None = Path("benchmarks") / f"{suite}.yaml"
+    named = (file for file in sorted(Path("benchmarks").glob("*.yaml")) if f"\nsuite: {suite}\n" in file.read_text())
+    path: Path | None = next(named, Path("benchmarks") / f"{suite}.yaml")
     while path is not None and path.is_file():
         data = yaml.safe_load(path.read_text("utf-8"))
         if "title" in data:

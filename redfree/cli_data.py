@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,14 +16,11 @@ from redfree.cli_options import (
     Set,
     Weights,
     cache_of,
+    dataset_of,
     overrides,
-    settings_of,
     use_data_root,
 )
 from redfree.errors import UserError
-
-if TYPE_CHECKING:
-    from redfree.data.registry import DatasetUse
 
 
 def fetch(
@@ -118,20 +115,6 @@ def verify(
         typer.echo(description(found.describe()))
     if defects:
         raise typer.Exit(1)
-
-
-def dataset_of(name: str | None, root: str | None, options: list[str] | None) -> DatasetUse | None:
-    """The dataset that options of the command line name; None where they name none.
-
-    Raises:
-        UserError: a root or an option is given without a dataset.
-    """
-    from redfree.data.registry import DatasetUse
-
-    if name is None and (root or options):
-        raise UserError("--root and --dataset-option belong to --dataset NAME; add it, or remove them")
-    absolute = str(Path(root).absolute()) if root else None
-    return DatasetUse(name, settings_of("--dataset-option", options, "search_pool=30"), absolute) if name else None
 
 
 def check(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from redfree.errors import UserError
+
+if TYPE_CHECKING:
+    from redfree.data.registry import DatasetUse
 
 Results = Annotated[Path, typer.Option(help="Folder of the records.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder of the search log; REDFREE_CACHE or ~/.cache/redfree.")]
@@ -71,3 +74,17 @@ def use_data_root(option: Path | None) -> None:
     """Makes a folder the folder of datasets, of this process and of those that it starts."""
     if option is not None:
         os.environ["REDFREE_DATA"] = str(option.absolute())
+
+
+def dataset_of(name: str | None, root: str | None, options: list[str] | None) -> DatasetUse | None:
+    """The dataset that options of the command line name; None where they name none.
+
+    Raises:
+        UserError: a root or an option is given without a dataset.
+    """
+    from redfree.data.registry import DatasetUse
+
+    if name is None and (root or options):
+        raise UserError("--root and --dataset-option belong to --dataset NAME; add it, or remove them")
+    absolute = str(Path(root).absolute()) if root else None
+    return DatasetUse(name, settings_of("--dataset-option", options, "search_pool=30"), absolute) if name else None

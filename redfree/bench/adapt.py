@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from redfree.bench.catalogue import SwapParams
-from redfree.bench.cell import CellRequest, Measurement, measure, write_measurement
+from redfree.bench.cell import Measurement, measure, write_measurement
+from redfree.bench.request import CellRequest
 from redfree.channels import ChannelMap
 from redfree.data.folder import FolderDataset
 from redfree.data.registry import DatasetUse, open_dataset, task_of
@@ -53,6 +54,8 @@ class AdaptOptions:
         seed: seed of split and folds.
         threads: torch threads.
         feature_cache: whether features are kept on disk, beside the search log.
+        method: swap, the name of a tuner, or TUNER+swap.
+        epochs: passes of a tuner over the images.
     """
 
     model: str
@@ -72,6 +75,8 @@ class AdaptOptions:
     seed: int = 0
     threads: int = 2
     feature_cache: bool = True
+    method: str = "swap"
+    epochs: int = 25
 
 
 @dataclass(frozen=True)
@@ -155,28 +160,64 @@ def _open_registered(options: AdaptOptions, use: DatasetUse) -> tuple[DatasetAda
     return dataset, options.n_search or min(50, n_search), n_test
 
 
-def _request(options: AdaptOptions, dataset: DatasetAdapter, n_search: int, n_test: int) -> CellRequest:
+@dataclass(frozen=True)
+class Task:
+    """The images of `adapt`, and what is asked of them."""
+
+    options: AdaptOptions
+    dataset: DatasetAdapter
+    n_search: int
+    n_test: int
+
+    def measure(self, cache: Path, method: str, params: Mapping[str, JsonValue]) -> Measurement:
+        """Measures one method on the images."""
+        spec = MethodSpec(name=method, label=method, params=dict(params))
+        features = cache / FEATURES if self.options.feature_cache else None
+        log, tuners = SearchLog(cache / "scores"), cache / "tuners"
+        request, checkpoint = _request(self, spec), self.options.checkpoint
+        return measure(request, self.dataset, checkpoint, log, feature_folder=features, tuner_folder=tuners)
+
+
+def _request(task: Task, method: MethodSpec) -> CellRequest:
+    options, n_search = task.options, task.n_search
     if options.folds > n_search:
         raise UserError(f"--folds {options.folds} is more than the {n_search} search images; lower it")
-    about = dataset.describe()
+    about = task.dataset.describe()
     protocol = {
         "n_search": n_search,
-        "n_test": n_test,
+        "n_test": task.n_test,
         "n_pairs": options.n_pairs,
         "folds": options.folds,
         "threads": options.threads,
         "prompt": about["prompt_rule"],
     }
-    params = SwapParams.model_validate({"guard": options.guard, "strategy": options.strategy}).model_dump(mode="json")
     return CellRequest(
         suite="adapt",
         model=options.model,
         options=dict(options.model_options),
         dataset=about["name"],
         seed=options.seed,
-        method=MethodSpec(name="swap", label="swap", params=params),
+        method=method,
         protocol=Protocol.model_validate(protocol),
     )
+
+
+def swap_params(options: AdaptOptions) -> dict[str, JsonValue]:
+    """Parameters of the swap that is asked for."""
+    params = SwapParams.model_validate({"guard": options.guard, "strategy": options.strategy})
+    return dict(params.model_dump(mode="json"))
+
+
+def prepare_task(options: AdaptOptions, cache: Path) -> Task:
+    """Opens the images and checks that what will be written can be.
+
+    Raises:
+        UserError: a folder, an option of the model or the dataset is not usable.
+    """
+    require_writable(options.out)
+    require_writable(cache)
+    check_options(options.model, options.model_options)
+    return Task(options, *_open(options))
 
 
 def adapt(options: AdaptOptions, cache: Path) -> Adaptation:
@@ -187,13 +228,12 @@ def adapt(options: AdaptOptions, cache: Path) -> Adaptation:
     Raises:
         UserError: an image, mask, point, option or weights file is not usable; the message names it and the mend.
     """
-    require_writable(options.out)
-    require_writable(cache)
-    check_options(options.model, options.model_options)
-    dataset, n_search, n_test = _open(options)
-    request = _request(options, dataset, n_search, n_test)
-    features = cache / FEATURES if options.feature_cache else None
-    measurement = measure(request, dataset, options.checkpoint, SearchLog(cache / "scores"), features)
+    return adapt_swap(prepare_task(options, cache), cache)
+
+
+def adapt_swap(task: Task, cache: Path) -> Adaptation:
+    """As `adapt`, on images that are open."""
+    measurement = task.measure(cache, "swap", swap_params(task.options))
     test, found = measurement.setup.test, measurement.choice.searched
     assert found is not None
     return Adaptation(
@@ -201,15 +241,17 @@ def adapt(options: AdaptOptions, cache: Path) -> Adaptation:
     )
 
 
-def write_swap(adaptation: Adaptation, path: Path) -> None:
-    """Writes `swap.json`: the map that the guard lets through, with where it comes from."""
-    record = adaptation.measurement.record
+def write_swap(measurement: Measurement, path: Path) -> None:
+    """Writes the map that is used, which the guard let through, with where it comes from."""
+    record = measurement.record
     assert record.result is not None
-    adaptation.measurement.choice.maps[0].save(
+    fit = record.result.fit
+    measurement.choice.maps[0].save(
         path,
         model=record.spec.model.name,
         checkpoint_sha256=record.spec.model.checkpoint_sha256,
         model_options=record.spec.model.options,
+        tuner_sha256=fit.artefact_sha256 if fit else None,
         run_id=record.run_id,
         searched_pairs=record.result.searched_pairs,
         guard=json.loads(record.result.guard.model_dump_json()) if record.result.guard else None,
@@ -219,4 +261,4 @@ def write_swap(adaptation: Adaptation, path: Path) -> None:
 def write_adaptation(adaptation: Adaptation, out: Path) -> None:
     """Writes the swap, the record and its raw counts."""
     write_measurement(out / "record.json", adaptation.measurement)
-    write_swap(adaptation, out / "swap.json")
+    write_swap(adaptation.measurement, out / "swap.json")

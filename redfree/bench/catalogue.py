@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, JsonValue, model_validator
 
+from redfree.tuners.catalogue import TUNERS
 from redfree.validation import Strict
 
 GuardRule = Literal["one_standard_error", "k_fold", "split_half", "none"]
@@ -71,9 +72,59 @@ class RandomSwapParams(Strict):
     draws: int = Field(default=20, ge=1)
 
 
+class FitParams(Strict):
+    """How a tuner is fitted; see `redfree.tuners.fit_options.FitOptions`. The seed is the cell's.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch: images of a step.
+        learning_rate: of Adam.
+        weight_decay: of Adam, a part of the gradient.
+        mixed_precision: no for float32, or the format of matrix products.
+        validation_part: share of the training images that is held out to choose the best epoch; 0 takes the last one.
+    """
+
+    epochs: int = Field(default=25, ge=1)
+    batch: int = Field(default=4, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=5e-5, ge=0, allow_inf_nan=False)
+    # YAML reads a bare `no` as False.
+    mixed_precision: Annotated[
+        Literal["no", "bf16", "fp16"], BeforeValidator(lambda given: "no" if given is False else given)
+    ] = "no"
+    validation_part: float = Field(default=0.0, ge=0, lt=1)
+
+
+class TunerParams(Strict):
+    """Parameters of a tuner.
+
+    Attributes:
+        options: of the tuner itself, such as {variant: original, rank: 8}.
+        fit: how it is fitted.
+        n_train: training images; null for all of them.
+        train_on: the train split, or the search images, for whoever has no others.
+    """
+
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    fit: FitParams = FitParams()
+    n_train: int | None = Field(default=None, ge=1)
+    train_on: Literal["train", "search"] = "train"
+
+
+class TunedSwapParams(Strict):
+    """Parameters of a tuner and of the swap that is searched on the tuned model."""
+
+    tuner: TunerParams = TunerParams()
+    swap: SwapParams = SwapParams()
+
+
 METHOD_PARAMS: Mapping[str, type[BaseModel]] = {
     "baseline": NoParams,
     "swap": SwapParams,
     "zero": ZeroParams,
     "random-swap": RandomSwapParams,
+    **dict.fromkeys(TUNERS, TunerParams),
+    **{f"{name}+swap": TunedSwapParams for name in TUNERS},
 }
+# Methods that choose a swap from images.
+SEARCHING = frozenset({"swap", "zero", *(f"{name}+swap" for name in TUNERS)})

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 
 from redfree.bench.catalogue import SwapParams
-from redfree.bench.cell import CellRequest
 from redfree.bench.methods import build_search
+from redfree.bench.request import CellRequest
 from redfree.data.registry import SOURCES, DatasetUse, root_of
 from redfree.data.schema import DatasetAdapter
 from redfree.errors import UserError

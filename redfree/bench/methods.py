@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from redfree.bench.catalogue import METHOD_PARAMS, NoParams, RandomSwapParams, SwapParams, ZeroParams
+from redfree.bench.catalogue import (
+    NoParams,
+    RandomSwapParams,
+    SwapParams,
+    TunedSwapParams,
+    TunerParams,
+    ZeroParams,
+)
 from redfree.channels import ChannelMap
 from redfree.measure.phases import Stopwatch
 from redfree.records.schema import Protocol
@@ -19,6 +26,7 @@ from redfree.search.greedy import GreedySearch
 from redfree.search.guard import GuardVerdict, cross_validate
 from redfree.search.racing import RacingSearch
 from redfree.search.shortlist import ShortlistSearch
+from redfree.tuners.catalogue import TUNERS
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,9 @@ class Situation:
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method: its parameters, whether it needs search images, and its decision."""
+    """A registered method: its parameters and its decision."""
 
     params: type[BaseModel]
-    searches: bool
     choose: Callable[[Situation, Any], Choice]
 
 
@@ -121,9 +128,19 @@ def _random_swap(situation: Situation, params: RandomSwapParams) -> Choice:
     return Choice(tuple(maps))
 
 
+def _tuned(situation: Situation, _params: TunerParams) -> Choice:
+    return Choice((ChannelMap(situation.channels),))
+
+
+def _tuned_swap(situation: Situation, params: TunedSwapParams) -> Choice:
+    return _swap(situation, params.swap)
+
+
 METHODS: Mapping[str, Method] = {
-    "baseline": Method(METHOD_PARAMS["baseline"], False, _baseline),
-    "swap": Method(METHOD_PARAMS["swap"], True, _swap),
-    "zero": Method(METHOD_PARAMS["zero"], True, _zero),
-    "random-swap": Method(METHOD_PARAMS["random-swap"], False, _random_swap),
+    "baseline": Method(NoParams, _baseline),
+    "swap": Method(SwapParams, _swap),
+    "zero": Method(ZeroParams, _zero),
+    "random-swap": Method(RandomSwapParams, _random_swap),
+    **{name: Method(TunerParams, _tuned) for name in TUNERS},
+    **{f"{name}+swap": Method(TunedSwapParams, _tuned_swap) for name in TUNERS},
 }

@@ -14,7 +14,8 @@ from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
 
-from redfree.bench.cell import CellRequest, identify
+from redfree.bench.identity import identify
+from redfree.bench.request import CellRequest
 from redfree.errors import UserError
 from redfree.progress import track
 from redfree.records.provenance import environment, now

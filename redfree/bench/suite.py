@@ -11,7 +11,7 @@ from mmengine.config import Config
 from pydantic import Field, JsonValue, field_validator
 
 from redfree.bench.catalogue import METHOD_PARAMS
-from redfree.bench.cell import CellRequest, Task
+from redfree.bench.request import CellRequest, Task
 from redfree.data.registry import DatasetUse, check_options, task_of
 from redfree.errors import UserError, unknown
 from redfree.models.catalogue import MODELS

@@ -7,7 +7,8 @@ import sys
 import threading
 from pathlib import Path
 
-from redfree.bench.cell import CellRequest, measure, write_measurement
+from redfree.bench.cell import measure, write_measurement
+from redfree.bench.request import CellRequest
 from redfree.errors import UserError
 from redfree.search.log import SearchLog
 
@@ -23,10 +24,11 @@ def main() -> int:
     run_id = sys.stdin.readline().strip()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     path, cache = Path(sys.argv[1]), Path(sys.argv[2])
+    log, tuners = SearchLog(cache / "scores"), cache / "tuners"
     try:
         dataset = request.open_dataset()
         features = Path(sys.argv[3]) if len(sys.argv) > 3 else None
-        measurement = measure(request, dataset, None, SearchLog(cache / "scores"), features)
+        measurement = measure(request, dataset, None, log, feature_folder=features, tuner_folder=tuners)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -178,6 +178,8 @@ class Cost(Strict):
         scoring_seconds: time of that scoring, also where another cell had left it in the search log.
         cache_bytes: features kept in memory.
         decode_batch: maps decoded at a time, before any halving; None where nothing was searched.
+        fit_seconds: time of fitting a tuner, also where an equal cell had left it; None without a tuner.
+        artefact_bytes: size of the file of what was fitted; None without a tuner.
     """
 
     trainable_params: TrainableParameters
@@ -186,6 +188,26 @@ class Cost(Strict):
     scoring_seconds: FiniteFloat
     cache_bytes: int
     decode_batch: int | None = None
+    fit_seconds: FiniteFloat | None = None
+    artefact_bytes: int | None = None
+
+
+class Fit(Strict):
+    """How a tuner was fitted.
+
+    Attributes:
+        losses: mean loss of each epoch.
+        steps: optimiser steps.
+        best_epoch: the epoch that was taken, from 1; None for the last one.
+        declared_params: parameters that the method trains by its authors' account.
+        artefact_sha256: of the file with the fitted values.
+    """
+
+    losses: list[FiniteFloat]
+    steps: int
+    best_epoch: int | None
+    declared_params: int
+    artefact_sha256: str
 
 
 class Guard(Strict):
@@ -224,6 +246,7 @@ class Result(Strict):
         search_best_single_score: mean IoU of the best candidate alone.
         guard: the verdict; None without guard.
         trace: the stages of the search.
+        fit: how the tuner was fitted; None without one.
     """
 
     pairs: list[tuple[int, int]]
@@ -237,6 +260,7 @@ class Result(Strict):
     search_best_single_score: Fraction | None = None
     guard: Guard | None = None
     trace: list[TraceRecord] = Field(default_factory=list)
+    fit: Fit | None = None
 
 
 class RecordFile(Strict):

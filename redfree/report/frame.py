@@ -15,6 +15,7 @@ from redfree.records.schema import ModelSpec, Record
 from redfree.records.statistics import bootstrap_mean_ci95
 from redfree.records.store import find_records, read_counts, read_record
 from redfree.tasks.segmentation import COUNT_NAMES, METRICS, image_iou
+from redfree.tuners.catalogue import TUNERS
 
 Row = dict[str, Any]
 
@@ -30,6 +31,7 @@ LABEL_ORDER = (
     "zero",
     "random-swap",
     "oracle",
+    *(label for tuner in TUNERS for label in (tuner, f"{tuner}+swap")),
 )
 # Columns that hold more than one value, which the CSV leaves out.
 NESTED = ("iou", "image_gain", "top", "trace")
@@ -48,7 +50,7 @@ _SEARCH = (
     "guard_gain_low",
     "guard_gain_high",
 )
-_COST = ("candidates_scored", "decoder_passes", "scoring_seconds", "cache_bytes")
+_COST = ("candidates_scored", "decoder_passes", "scoring_seconds", "cache_bytes", "fit_seconds", "artefact_bytes")
 
 
 def load_frame(results: Path, suite: str) -> pd.DataFrame:
@@ -174,10 +176,12 @@ def _search(record: Record) -> Row:
 
 def _cost(record: Record) -> Row:
     cost, phases = record.cost, record.phases
+    fit = record.result.fit if record.result else None
     return {
         **{name: getattr(cost, name) if cost else None for name in _COST},
         "inserted_params": cost.trainable_params.inserted if cost else None,
         "trained_params": cost.trainable_params.total if cost else None,
+        "declared_params": fit.declared_params if fit else None,
         "seconds": sum(phase.seconds for phase in phases) if phases else None,
         "peak_rss_bytes": max((phase.peak_rss_bytes for phase in phases), default=None),
         "guarded_seconds": sum(p.seconds for p in phases if p.name in ("search", "guard")) if phases else None,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from redfree.report.combos import combines, compare_combos
 from redfree.report.strategies import compare_strategies, compares_strategies
 
 LEGEND = """\
@@ -38,6 +39,15 @@ an image. **fewer passes**: how many times fewer than the exhaustive search. **s
 the guard."""
 
 
+COMBO_LEGEND = """\
+Gains in points of mIoU over the unchanged model, paired on the same test images and seeds, mean over seeds. **swap on
+the tuned model**: tuner + swap minus tuner. **interaction**: the gain of tuner + swap minus the gains of both alone:
+below 0 they find the same, above 0 they help each other. **guard**: on how many seeds it accepted the swap of the
+tuned model. **inserted**: parameters that the tuner adds. **by its authors' account**: all that the method trains.
+**moved**: those that the optimiser moves, which leaves out what a single mask never reaches. **fit s**, **search s**:
+medians over seeds, also where another cell had done it. **file MiB**: what was fitted, on disk."""
+
+
 def render(title: str, frame: pd.DataFrame, board: pd.DataFrame) -> str:
     """The text of a leaderboard.
 
@@ -52,6 +62,10 @@ def render(title: str, frame: pd.DataFrame, board: pd.DataFrame) -> str:
         parts += [f"## {dataset}, {model}", _sizes(of_pair), _table(rows, _score_cells), _table(rows, _cost_cells)]
     if compares_strategies(frame):
         parts += ["## Search strategies", _table(compare_strategies(frame), _strategy_cells), STRATEGY_LEGEND]
+    if combines(frame):
+        combos = compare_combos(frame)
+        tables = [_table(combos, cells) for cells in (_combo_cells, _combo_cost_cells)]
+        parts += ["## Tuners and the swap", *tables, COMBO_LEGEND]
     parts += ["## Records", _table(frame, _record_cells), "## Columns", LEGEND]
     return "\n\n".join(parts) + "\n"
 
@@ -106,7 +120,9 @@ def _sizes(frame: pd.DataFrame) -> str:
 
 def _table(rows: pd.DataFrame, cells: Callable[[pd.Series[Any]], dict[str, str]]) -> str:
     table = pd.DataFrame([cells(row) for _, row in rows.iterrows()])
-    align = ["left" if name in ("method", "dataset", "model", "verdict") else "right" for name in table.columns]
+    align = [
+        "left" if name in ("method", "dataset", "model", "tuner", "verdict") else "right" for name in table.columns
+    ]
     # Without disable_numparse, tabulate would reformat "+5.01" and run ids that look like numbers.
     return table.to_markdown(index=False, disable_numparse=True, colalign=align)
 
@@ -159,6 +175,39 @@ def _strategy_cells(row: pd.Series[Any]) -> dict[str, str]:
         "fewer passes": "" if row["passes_ratio"] is None else f"{row['passes_ratio']:.0f} x",
         "seconds": number(row["search_seconds"], ",.1f"),
         "peak MiB": number(row["peak_memory_mib"], ",.0f"),
+    }
+
+
+def _combo_cells(row: pd.Series[Any]) -> dict[str, str]:
+    def gain(name: str) -> str:
+        return with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+    return {
+        "model": row["model"],
+        "dataset": row["dataset"],
+        "tuner": row["tuner"],
+        "seeds": str(row["seeds"]),
+        "tuner [95% interval]": gain("tuner_gain"),
+        "swap": gain("swap_gain"),
+        "tuner + swap": gain("both_gain"),
+        "swap on the tuned model": gain("added_gain"),
+        "interaction": gain("interaction"),
+        "guard": f"{row['guard_accepted']}/{row['guard_judged']}",
+    }
+
+
+def _combo_cost_cells(row: pd.Series[Any]) -> dict[str, str]:
+    return {
+        "model": row["model"],
+        "dataset": row["dataset"],
+        "tuner": row["tuner"],
+        "inserted": number(row["inserted_params"], ",d"),
+        "by its authors' account": number(row["declared_params"], ",d"),
+        "moved": number(row["trained_params"], ",d"),
+        "fit s": number(row["fit_seconds"], ",.1f"),
+        "search s": number(row["scoring_seconds"], ",.1f"),
+        "peak MiB": number(row["peak_memory_mib"], ",.0f"),
+        "file MiB": number(row["artefact_mib"], ",.2f"),
     }
 
 

@@ -90,15 +90,25 @@ class Attachment:
         """
         trained = self.trained()
         wrong = sorted(trained.keys() ^ state.keys())
-        wrong += [name for name in trained.keys() & state.keys() if trained[name].shape != state[name].shape]
+        wrong += sorted(name for name in trained.keys() & state.keys() if trained[name].shape != state[name].shape)
         if wrong:
             raise UserError(f"{len(wrong)} tensors are not those of this tuner on this model, such as {wrong[0]}")
         for name, value in trained.items():
             value.copy_(state[name])
 
+    def _end(self) -> None:
+        if "ended" in vars(self):
+            raise ValueError("the tuner is on its model no more: it was detached or merged")
+        object.__setattr__(self, "ended", True)
+
     @torch.no_grad()
     def detach(self) -> None:
-        """Restores the model bit for bit."""
+        """Restores the model bit for bit.
+
+        Raises:
+            ValueError: the tuner was detached or merged before.
+        """
+        self._end()
         self.unmount()
         for name, value in self.freed.items():
             value.copy_(self.originals[name])
@@ -110,9 +120,11 @@ class Attachment:
 
         Raises:
             UserError: what was inserted is not expressed by the model's own weights.
+            ValueError: the tuner was detached or merged before.
         """
         if self.fold is None:
             raise UserError("this tuner cannot be merged: what it adds is not expressed by the model's own weights")
+        self._end()
         self.fold()
         self.anatomy.module.requires_grad_(False)
 

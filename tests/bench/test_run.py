@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from redfree.bench.catalogue import METHOD_PARAMS
-from redfree.bench.cell import CellRequest
+from redfree.bench.request import CellRequest
 from redfree.bench.run import jobs_of, run
 from redfree.errors import UserError
 from redfree.records.schema import MethodSpec, Protocol, Record
@@ -157,7 +157,7 @@ def test_results_that_cannot_be_written(jobs, tmp_path):
 DRIVER = """
 import sys
 from pathlib import Path
-from redfree.bench.cell import CellRequest
+from redfree.bench.request import CellRequest
 from redfree.bench.run import jobs_of, run
 
 results = Path(sys.argv[1])
