@@ -24,7 +24,7 @@ from redfree.cli_options import (
     shard_of,
     use_data_root,
 )
-from redfree.cli_tuners import tuner_verbs
+from redfree.cli_tuners import evaluate, merge, tuner_costs
 from redfree.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ EXACT = ("sam_nano", "sam2_nano", "dino_nano", "sam_vit_b", "sam2_hiera_tiny", "
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for verb in data_verbs:
     app.command()(verb)
-for name, tuner_verb in tuner_verbs.items():
-    app.command(name)(tuner_verb)
+app.command("eval")(evaluate)
+app.command()(merge)
 
 
 @app.command("list")
@@ -257,24 +257,33 @@ def speed(
     out: Annotated[Path, typer.Option(help="Folder of the JSON and Markdown files.")] = Path("leaderboards"),
     shape: Annotated[list[str] | None, typer.Option(help="Whose decoder: sam_vit_b, sam_nano256, sam_nano.")] = None,
     encoder: Annotated[list[str] | None, typer.Option(help="Whose encoder, in place of decoders: sam_vit_b.")] = None,
+    tuners: Annotated[list[str] | None, typer.Option(help="Tuners on a model, in place of decoders: sam_nano.")] = None,
     threads: Annotated[list[int] | None, typer.Option(min=1, help="Threads; may be repeated.")] = None,
     candidates: Annotated[int, typer.Option(min=1, help="Candidates a round.")] = 32,
     reading: Annotated[bool, typer.Option("--reading", help="Reading of samples, in place of decoders.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, after one that warms up.")] = 5,
 ) -> None:
-    """Times our decoders, the attention of our encoders, or our reading, against the plain code, side by side."""
+    """Times our decoders, the attention of our encoders, or our reading, against the plain code, side by side.
+
+    With --tuners it times a training step of every tuner, each in a process of its own, --rounds steps and 2 threads.
+    """
     from redfree.errors import unknown
     from redfree.measure.decoder_speed import SHAPES, measure_decoders
     from redfree.measure.encoder_speed import ENCODERS, measure_encoders
+    from redfree.models.loading import promptable_names
     from redfree.records.store import require_writable
     from redfree.report.decoders import write_decoder_speeds
     from redfree.report.encoders import write_encoder_speeds
 
-    for kind, names, known in (("shape", shape or [], SHAPES), ("encoder", encoder or [], ENCODERS)):
-        for name in names:
+    asked = (("shape", shape, SHAPES), ("encoder", encoder, ENCODERS), ("model", tuners, promptable_names()))
+    for kind, names, known in asked:
+        for name in names or []:
             if name not in known:
                 raise unknown(kind, name, known)
     require_writable(out)
+    if tuners:
+        typer.echo(tuner_costs(tuners, threads or [2], rounds, out))
+        return
     counts = threads or [1, 2]
     if reading:
         typer.echo(reading_speeds(counts, rounds, out))

@@ -61,4 +61,11 @@ def merge(
     typer.echo(str(out))
 
 
-tuner_verbs = {"eval": evaluate, "merge": merge}
+def tuner_costs(models: list[str], threads: list[int], steps: int, out: Path) -> str:
+    """Measures and writes what every tuner takes on some models; returns the table."""
+    from redfree.measure.tuner_cost import count_parameters, measure_tuners
+    from redfree.report.tuners import write_tuner_costs
+    from redfree.tuners.catalogue import TUNERS
+
+    costs = [row for name in models for count in threads for row in measure_tuners(name, count, steps)]
+    return write_tuner_costs(costs, [count_parameters("sam_vit_b", tuner) for tuner in TUNERS], steps, out)

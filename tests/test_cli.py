@@ -16,6 +16,7 @@ from redfree.bench.run import jobs_of
 from redfree.bench.suite import load_suite, plan
 from redfree.models import weights
 from redfree.search.evaluate import SegmentationEvaluator
+from redfree.tuners.catalogue import TUNERS
 
 ROOT = Path(__file__).parents[1]
 REDFREE = Path(sys.executable).with_name("redfree")
@@ -109,7 +110,10 @@ def grey_mask():
         (lambda f: mask_of((24, 31)).save(f / "a3.png"), ("a3.png: the mask is 31x24", "30x24", "re-export")),
         (lambda f: mask_of((24, 30), 0).save(f / "a3.png"), ("a3.png: the mask is empty", "remove the image or draw")),
         (lambda f: grey_mask().save(f / "a3.png"), ("a3.png: the mask has 256 distinct", "pass --mask-threshold")),
-        (lambda f: (f / "a3.txt").write_text("30,5"), ("a3.txt: the point 30,5 of the rule file is off the 30x24", "give x,y")),
+        (
+            lambda f: (f / "a3.txt").write_text("30,5"),
+            ("a3.txt: the point 30,5 of the rule file is off the 30x24", "give x,y"),
+        ),
         (lambda f: (f / "a3.txt").write_text("there"), ("a3.txt: the first line is 'there'", "write the point as x,y")),
         (lambda f: (f / "a3.txt").unlink(), ("a3.txt: the point is missing", "add it")),
         (lambda f: (f / "a3.jpg").write_bytes((f / "a3.jpg").read_bytes()[:-90]), ("a3.jpg: not a readable", "JPEG")),
@@ -323,12 +327,16 @@ def test_list_names_everything_and_imports_no_torch():
     assert {"seg", "smoke"} <= set(named["suites"])
     assert "sam_nano" in named["models"]
     assert "procedural/medical" in named["datasets"]
-    assert set(named["methods"]) == {"baseline", "swap", "zero", "random-swap"}
+    tuned = {label for tuner in TUNERS for label in (tuner, f"{tuner}+swap")}
+    assert set(named["methods"]) == {"baseline", "swap", "zero", "random-swap"} | tuned
 
 
 def test_list_of_one_kind(call, monkeypatch, tmp_path):
     code, out, _ = call("list", "methods")
-    assert (code, out.splitlines()) == (0, ["methods: baseline, swap, zero, random-swap"])
+    (line,) = out.splitlines()
+    assert code == 0
+    assert line.startswith("methods: baseline, swap, zero, random-swap, ")
+    assert {"samed", "samed+swap"} <= set(line.split(", "))
     monkeypatch.setenv("REDFREE_WEIGHTS", str(tmp_path / "w"))
     (tmp_path / "w").mkdir()
     with (tmp_path / "w" / "sam2.1_hiera_tiny.pt").open("wb") as file:
@@ -403,6 +411,8 @@ def test_fetch_says_how_a_dataset_without_a_download_comes_here(call, tmp_path):
         ),
         (["exactness", "sam_nan"], "unknown model 'sam_nan'"),
         (["speed", "--encoder", "sam_nan"], "unknown encoder 'sam_nan'"),
+        (["speed", "--tuners", "sam_nan"], "unknown model 'sam_nan'"),
+        (["speed", "--tuners", "dino_nano"], "unknown model 'dino_nano'"),
         (["run", "trial", "--set", "models=[dino_nano]"], "unknown model 'dino_nano'"),
     ],
 )
