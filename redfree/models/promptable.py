@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -61,10 +62,12 @@ class PromptableModel(ABC):
         encoding: how images are encoded.
         channels: channels of the encoder output.
         input_side: height and width of the model's input in pixels.
+        feature_parts: names in the module of all that features are computed with.
     """
 
     channels: int
     input_side: int
+    feature_parts: tuple[str, ...]
 
     def __init__(self, name: str, module: nn.Module, checkpoint_sha256: str, encoding: Encoding) -> None:
         """Freezes the model."""
@@ -81,18 +84,36 @@ class PromptableModel(ABC):
         """Where the model computes."""
         return next(self.module.parameters()).device
 
-    @property
     @abstractmethod
+    def fresh_layers(self) -> DecoderLayers:
+        """The layers of the decoder, of whose weights some are copied as they are now; gradients flow."""
+
+    @cached_property
     def layers(self) -> DecoderLayers:
-        """The layers of the decoder."""
+        """The layers of the decoder, kept until `weights_changed`."""
+        with torch.inference_mode(False):  # a gradient may be taken later
+            return self.fresh_layers()
+
+    def weights_changed(self) -> None:
+        """Forgets what was computed from weights that somebody has changed since, as by training.
+
+        Features that were encoded before, and scores that were logged, are not known here.
+        """
+        for kept in ("layers", "_shared_weights"):
+            self.__dict__.pop(kept, None)
 
     @abstractmethod
     def _encode_batch(self, images: Sequence[NDArray[np.uint8]]) -> Features:
         """Features of a few RGB images."""
 
     @abstractmethod
+    def trainable_tokens(self, prompt: Prompt, frame: Frame) -> Tensor:
+        """As `prompt_tokens`; gradients flow to the prompt encoder."""
+
+    @torch.inference_mode()
     def prompt_tokens(self, prompt: Prompt, frame: Frame) -> Tensor:
         """Prompt embeddings (1, N, C) of one prompt, whose points are pixel indices of the original image."""
+        return self.trainable_tokens(prompt, frame)
 
     @abstractmethod
     def upscale(self, logits: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
@@ -110,14 +131,29 @@ class PromptableModel(ABC):
     def encode_each(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[Features]:
         """As `encode`, a batch at a time."""
         for start in range(0, len(images), self.encoding.batch):
-            batch = images[start : start + self.encoding.batch]
-            for image in batch:
-                if min(image.shape[:2]) < 2:
-                    raise too_thin(image, self.name, self.input_side)
             with self.encoding.autocast(self.device):
-                features = self._encode_batch(batch)
-            high_resolution = tuple(level.float().contiguous() for level in features.high_resolution)
-            yield Features(features.maps.float().contiguous(), features.frames, high_resolution)
+                features = self._encode_together(images[start : start + self.encoding.batch])
+            yield features
+
+    def trainable_features(self, images: Sequence[NDArray[np.uint8]]) -> Features:
+        """As `encode`, all images in one batch; gradients flow to the encoder, then with official attention.
+
+        The encoding's precision holds here too, unless it is float32: then the caller's autocast does.
+
+        Raises:
+            UserError: as `encode`.
+        """
+        reduced = self.encoding.precision != "float32"
+        with self.encoding.autocast(self.device) if reduced else nullcontext():
+            return self._encode_together(images)
+
+    def _encode_together(self, images: Sequence[NDArray[np.uint8]]) -> Features:
+        for image in images:
+            if min(image.shape[:2]) < 2:
+                raise too_thin(image, self.name, self.input_side)
+        features = self._encode_batch(images)
+        high_resolution = tuple(level.float().contiguous() for level in features.high_resolution)
+        return Features(features.maps.float().contiguous(), features.frames, high_resolution)
 
     def _logits(self, maps: Tensor, tokens: Tensor, high_resolution: Sequence[Tensor]) -> Tensor:
         return decode_features(self.layers, maps, tokens, high_resolution)[0]
@@ -129,6 +165,13 @@ class PromptableModel(ABC):
         The maps are those of B images, or B versions of the maps of one image.
         """
         return self._logits(features.maps, tokens, features.high_resolution)
+
+    def trainable_logits(self, features: Features, tokens: Tensor) -> Tensor:
+        """As `decode_maps`, from the weights as they are now; gradients flow.
+
+        It is the single mask's also where a model chooses among several, as SAM 2's does with post-processing.
+        """
+        return decode_features(self.fresh_layers(), features.maps, tokens, features.high_resolution)[0]
 
     @cached_property
     def _shared_weights(self) -> SharedWeights:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -25,6 +24,8 @@ from redfree.models.promptable import Encoding, PromptableModel, too_thin
 class SamModel(PromptableModel):
     """A frozen `Sam`; agrees with `SamPredictor(multimask_output=False)` to 1e-5 on logits."""
 
+    feature_parts = ("image_encoder",)
+
     def __init__(self, name: str, sam: Sam, checkpoint_sha256: str, encoding: Encoding | None = None) -> None:
         """Freezes the model."""
         super().__init__(name, sam, checkpoint_sha256, encoding or Encoding())
@@ -32,11 +33,9 @@ class SamModel(PromptableModel):
         self.input_side = int(sam.image_encoder.img_size)
         self._resize = ResizeLongestSide(self.input_side)
 
-    @cached_property
-    def layers(self) -> DecoderLayers:
-        """The layers of the decoder."""
-        with torch.inference_mode(False):  # they are kept, and a gradient may be taken later
-            return sam_layers(self.sam)
+    def fresh_layers(self) -> DecoderLayers:
+        """The layers of the decoder, of whose weights some are copied as they are now; gradients flow."""
+        return sam_layers(self.sam)
 
     def _frame(self, image: NDArray[np.uint8]) -> Frame:
         original = (int(image.shape[0]), int(image.shape[1]))
@@ -52,13 +51,13 @@ class SamModel(PromptableModel):
     def _encode_batch(self, images: Sequence[NDArray[np.uint8]]) -> Features:
         frames = tuple(self._frame(image) for image in images)
         inputs = torch.stack([self._input(image) for image in images])
-        lean = self.encoding.attention == "lean"
+        # Lean attention takes no gradient.
+        lean = self.encoding.attention == "lean" and not torch.is_grad_enabled()
         with lean_attention(self.sam.image_encoder) if lean else nullcontext():
             return Features(self.sam.image_encoder(inputs), frames)
 
-    @torch.inference_mode()
-    def prompt_tokens(self, prompt: Prompt, frame: Frame) -> Tensor:
-        """Prompt embeddings (1, N, C) of one prompt, whose points are pixel indices of the original image."""
+    def trainable_tokens(self, prompt: Prompt, frame: Frame) -> Tensor:
+        """As `prompt_tokens`; gradients flow to the prompt encoder."""
         points, boxes = None, None
         if prompt.points:
             placed = self._resize.apply_coords(np.asarray(prompt.points, np.float64), frame.original)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +30,9 @@ class Sam2Model(PromptableModel):
     before it is added. They leave the two high-resolution features of the decoder alone.
     """
 
+    # Two convolutions of the decoder make the high-resolution features.
+    feature_parts = ("image_encoder", "no_mem_embed", "sam_mask_decoder.conv_s0", "sam_mask_decoder.conv_s1")
+
     def __init__(
         self,
         name: str,
@@ -52,12 +54,10 @@ class Sam2Model(PromptableModel):
         """Whether an unstable single mask is replaced by the best of the multimask outputs."""
         return bool(self.sam2.sam_mask_decoder.dynamic_multimask_via_stability)
 
-    @cached_property
-    def layers(self) -> DecoderLayers:
-        """The layers of the decoder."""
+    def fresh_layers(self) -> DecoderLayers:
+        """The layers of the decoder, of whose weights some are copied as they are now; gradients flow."""
         lacks = self.sam2.no_mem_embed[0] if self.swap_at == "before_no_mem_embed" else None
-        with torch.inference_mode(False):  # they are kept, and a gradient may be taken later
-            return sam2_layers(self.sam2, lacks)
+        return sam2_layers(self.sam2, lacks)
 
     def _encode_batch(self, images: Sequence[NDArray[np.uint8]]) -> Features:
         inputs = torch.stack([self._transforms(np.array(image)) for image in images]).to(self.device)
@@ -68,9 +68,8 @@ class Sam2Model(PromptableModel):
         frames = tuple(Frame((int(image.shape[0]), int(image.shape[1])), resized) for image in images)
         return Features(maps, frames, (fine, middle))
 
-    @torch.inference_mode()
-    def prompt_tokens(self, prompt: Prompt, frame: Frame) -> Tensor:
-        """Prompt embeddings (1, N, C) of one prompt, a box being two points more, as the official predictor has it."""
+    def trainable_tokens(self, prompt: Prompt, frame: Frame) -> Tensor:
+        """As `prompt_tokens`, a box being two points more, as the official predictor has it; gradients flow."""
         corners = () if prompt.box is None else (prompt.box[:2], prompt.box[2:])
         points = torch.tensor([*corners, *prompt.points], dtype=torch.float32, device=self.device)
         placed = self._transforms.transform_coords(points, normalize=True, orig_hw=frame.original)
