@@ -13,12 +13,12 @@ from pydantic import JsonValue
 from redfree.bench.outcome import scores_of
 from redfree.channels import ChannelMap, load_swap
 from redfree.data.folder import FolderDataset
-from redfree.data.registry import DatasetUse, open_dataset
+from redfree.data.registry import DatasetUse, open_dataset, task_of
 from redfree.data.schema import DatasetAdapter
 from redfree.data.stored import LazyImages, store_samples
 from redfree.errors import UserError
 from redfree.models.feature_cache import FeatureCache
-from redfree.models.loading import load_model
+from redfree.models.loading import check_options, load_model
 from redfree.models.promptable import PromptableModel
 from redfree.records.schema import Score
 from redfree.search.evaluate import SegmentationEvaluator
@@ -74,7 +74,9 @@ def evaluate(options: EvalOptions) -> list[Score]:
             "give a swap of this model"
         )
     samples = store_samples(dataset.load(split, None, 0), "read images")
-    features = FeatureCache().encode(model, LazyImages(samples)).features
+    given = check_options(options.model, options.model_options)
+    cache = FeatureCache(None, given.features if given else "float32")
+    features = cache.encode(model, LazyImages(samples)).features
     counts = SegmentationEvaluator(model, samples, features, SearchLog(None)).count(channel_map)
     return scores_of(np.asarray(counts)[None], [sample.id for sample in samples], dataset.describe()["name"])
 
@@ -85,4 +87,6 @@ def _images(options: EvalOptions) -> tuple[DatasetAdapter, str]:
     if options.data is not None:
         return FolderDataset(options.data, options.mask_threshold), "all"
     assert options.dataset is not None
+    if (task := task_of(options.dataset)) != "segmentation":
+        raise UserError(f"--dataset {options.dataset.name} is for {task}; choose one for segmentation")
     return open_dataset(options.dataset), "test"

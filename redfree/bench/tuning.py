@@ -91,7 +91,8 @@ def _tune(
     key = _key(tuner, model, samples, seed)
     path, report_path = folder / f"{key}.safetensors", folder / f"{key}.json"
     if report_path.is_file() and path.is_file():
-        attachment, report = load_tuner(path, model), FitReport(**json.loads(report_path.read_text("utf-8")))
+        kept = json.loads(report_path.read_text("utf-8"))
+        attachment, report = load_tuner(path, model), FitReport(**{**kept, "losses": tuple(kept["losses"])})
     else:
         attachment, report = _fit(tuner, model, samples, seed, path)
         write_text(report_path, json.dumps(asdict(report), sort_keys=True) + "\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import nn
 
+from redfree.errors import UserError
 from redfree.files import replace_atomically
 from redfree.models.loading import load_module
 from redfree.tuners.artefact import load_tuner, read_tuner
@@ -35,7 +36,11 @@ def write_merged(tuner: Path, out: Path, checkpoint: Path | None = None) -> None
     """
     spec, _ = read_tuner(tuner)
     module, sha256 = load_module(spec.model, checkpoint)
-    load_tuner(tuner, _Base(spec.model, sha256, module)).merge()
+    attachment = load_tuner(tuner, _Base(spec.model, sha256, module))
+    try:
+        attachment.merge()
+    except UserError as error:
+        raise UserError(f"{tuner}: {error}; use it with --tuner") from None
     state = {name: value.contiguous() for name, value in module.state_dict().items()}
     with replace_atomically(out) as file:
         file.write(save(state))

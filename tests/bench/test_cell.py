@@ -6,12 +6,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from redfree.bench import cell
 from redfree.bench.catalogue import METHOD_PARAMS, SEARCHING
 from redfree.bench.cell import counts_table, measure, write_measurement
 from redfree.bench.identity import identify
 from redfree.bench.methods import METHODS
 from redfree.bench.request import CellRequest
 from redfree.data.procedural import ProceduralDataset
+from redfree.data.schema import TASKS
+from redfree.errors import UserError
 from redfree.models import weights
 from redfree.models.sam import SamModel
 from redfree.records import statistics
@@ -20,8 +23,10 @@ from redfree.records.store import counts_path, read_counts, read_record
 from redfree.search import evaluate
 from redfree.search.log import SearchLog
 from redfree.tasks.segmentation import count_pixels, image_iou
+from redfree.tuners.catalogue import TUNERS
 
 PROTOCOL = Protocol(n_search=4, n_test=3, n_pairs=2, folds=2, threads=1)
+FIT = {"n_train": 4, "fit": {"epochs": 1, "learning_rate": 1e-2}}
 CELLS = {
     "baseline": ("baseline", {}),
     "swap": ("swap", {}),
@@ -33,7 +38,12 @@ CELLS = {
     "oracle": ("swap", {"guard": "none", "select_on": "test"}),
     "zero": ("zero", {}),
     "random-swap": ("random-swap", {"pairs": 3, "draws": 2}),
+    "decoder-only": ("decoder-only", FIT),
+    "samed": ("samed", FIT),
+    "samed+swap": ("samed+swap", {"tuner": FIT}),
 }
+# The cells of the other tuners are those of test_tuning.
+TRIED = [name for name in METHODS if name in CELLS or name.partition("+")[0] not in TUNERS]
 
 
 @pytest.fixture(autouse=True)
@@ -48,14 +58,15 @@ def _tiny_ships(monkeypatch, tmp_path_factory, tiny_model, tiny_sam):
 
 
 class SpyDataset(ProceduralDataset):
-    """Keeps which splits were read, and can hand out another test split."""
+    """Keeps which splits were read, and can hand out another test split, or others in place of some."""
 
-    def __init__(self, test_seed=0):
+    def __init__(self, test_seed=0, **others):
         super().__init__("camouflaged")
-        self.test_seed, self.read = test_seed, []
+        self.test_seed, self.others, self.read = test_seed, others, []
 
     def load(self, split, count, seed):
         self.read.append((split, count, seed))
+        split = self.others.get(split, split)
         if split == "test" and self.test_seed:
             return super().load("validation", count, self.test_seed)
         return super().load(split, count, seed)
@@ -72,13 +83,14 @@ def request(label, seed=0, **params):
 
 def measured(label, seed=0, dataset=None, log=None, **params):
     dataset = dataset or ProceduralDataset("camouflaged")
-    return measure(request(label, seed, **params), dataset, weights.shipped_weights("tiny"), SearchLog(log))
+    asked, tuners = request(label, seed, **params), log and log / "tuners"
+    return measure(asked, dataset, weights.shipped_weights("tiny"), SearchLog(log), tuner_folder=tuners)
 
 
 def lasting(measurement):
     """A record without what differs from run to run."""
     data = measurement.record.model_dump(mode="json", exclude={"created_at", "phases", "env"})
-    del data["cost"]["scoring_seconds"]
+    del data["cost"]["scoring_seconds"], data["cost"]["fit_seconds"]
     for step in data["result"]["trace"]:
         del step["seconds"]
     return data
@@ -156,7 +168,8 @@ def test_the_passes_recorded_are_those_done_from_an_empty_log_and_stay_with_a_fu
     fresh = measured(label, log=tmp_path).record
     screens = passes["screens"]
     assert fresh.cost.decoder_passes == passes["maps"] + screens - PROTOCOL.n_test > 0
-    assert (screens > 0) == (fresh.spec.method.params.get("strategy") in ("greedy", "shortlist"))
+    params = fresh.spec.method.params.get("swap", fresh.spec.method.params)
+    assert (screens > 0) == (params.get("strategy") in ("greedy", "shortlist"))
     passes.update(maps=0, screens=0)
     again = measured(label, log=tmp_path).record
     assert passes == {"maps": PROTOCOL.n_test, "screens": 0}, "what the log holds is not computed again"
@@ -203,8 +216,21 @@ def test_the_baseline_changes_nothing():
     assert (result.pairs, result.zeroed, result.guard, result.trace) == ([], [], None, [])
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_no_method_that_selects_on_search_sees_the_test_split(monkeypatch, name):
+@pytest.fixture
+def trained_on(monkeypatch):
+    """Fingerprints of the images that tuners are fitted to."""
+    seen, real = [], cell.tune
+
+    def spy(tuner, model, samples, *given):
+        seen.extend(sample.fingerprint() for sample in samples)
+        return real(tuner, model, samples, *given)
+
+    monkeypatch.setattr(cell, "tune", spy)
+    return seen
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_no_method_that_selects_on_search_sees_the_test_split(monkeypatch, trained_on, name):
     seen, dataset, method = [], SpyDataset(), METHODS[name]
 
     def spy(situation, params):
@@ -222,7 +248,36 @@ def test_no_method_that_selects_on_search_sees_the_test_split(monkeypatch, name)
     assert not any(value is result.setup.test for value in seen)
     choosing = [s.fingerprint() for value in seen if hasattr(value, "samples") for s in value.samples]
     assert len(choosing) == (4 if name in SEARCHING else 0)
-    assert not test & set(choosing)
+    assert len(trained_on) == (4 if name in CELLS and result.tuned else 0)
+    assert len(set(trained_on) | set(choosing)) == len(trained_on) + len(choosing)
+    assert not test & {*choosing, *trained_on}
+
+
+@pytest.mark.parametrize("label", ["samed", "samed+swap"])
+def test_a_tuner_is_fitted_to_the_search_images_only_where_that_is_asked_for(trained_on, label):
+    fit = {**FIT, "train_on": "search"}
+    params = {"tuner": fit} if "+" in label else fit
+    dataset = SpyDataset()
+    result = measured(label, dataset=dataset, **params)
+    searched = [sample.fingerprint() for sample in splits_of("search", 4)]
+    assert trained_on == searched
+    assert {split for split, _, _ in dataset.read} == {"test", "search"}
+    if "+" in label:
+        assert [sample.fingerprint() for sample in result.setup.choosing.samples] == searched
+    assert not {sample.fingerprint() for sample in result.setup.test.samples} & set(trained_on)
+
+
+def splits_of(split, count, seed=0):
+    return [TASKS["segmentation"][1](row) for row in ProceduralDataset("camouflaged").load(split, count, seed)]
+
+
+@pytest.mark.parametrize(
+    ("label", "split"), [("swap", "search"), ("samed", "train"), ("samed+swap", "train"), ("samed+swap", "search")]
+)
+def test_a_test_image_that_trains_or_chooses_is_refused(trained_on, label, split):
+    with pytest.raises(UserError, match=rf"test image (\S+) shows the same as {split} image \1; remove one of the two"):
+        measured(label, dataset=SpyDataset(**{split: "test"}))
+    assert trained_on == [], "nothing is fitted before the images are checked"
 
 
 @pytest.mark.parametrize("label", [label for label in CELLS if label != "oracle"])
@@ -296,4 +351,7 @@ def test_titles_name_the_cell():
         "oracle": "test",
         "zero": "search",
         "random-swap": None,
+        "decoder-only": None,
+        "samed": None,
+        "samed+swap": "search",
     }
