@@ -341,6 +341,9 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except ChildProcessError as error:
+        typer.echo(f"error: {error}; free memory, or leave it out", err=True)
+        sys.exit(2)
     except OSError as error:
         reason = error.strerror or str(error)
         typer.echo(f"error: {error.filename or 'a file'}: {reason}; free space or choose another folder", err=True)

@@ -110,6 +110,12 @@ class TunerParams(Strict):
     n_train: int | None = Field(default=None, ge=1)
     train_on: Literal["train", "search"] = "train"
 
+    @model_validator(mode="after")
+    def _search_images_are_counted_elsewhere(self) -> TunerParams:
+        if self.train_on == "search" and self.n_train is not None:
+            raise ValueError("n_train counts images of the train split; with train_on: search set protocol.n_search")
+        return self
+
 
 class TunedSwapParams(Strict):
     """Parameters of a tuner and of the swap that is searched on the tuned model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from redfree.data.registry import DatasetUse, open_dataset, task_of
 from redfree.data.schema import DatasetAdapter
 from redfree.data.stored import LazyImages, store_samples
 from redfree.errors import UserError
+from redfree.files import sha256_of
 from redfree.models.feature_cache import FeatureCache
 from redfree.models.loading import check_options, load_model
 from redfree.models.promptable import PromptableModel
@@ -67,7 +69,7 @@ def evaluate(options: EvalOptions) -> list[Score]:
             raise UserError(f"{model.name}: a tuner needs the model itself, not a function; leave out --tuner")
         load_tuner(options.tuner, model)
         model.weights_changed()
-    channel_map = load_swap(options.swap) if options.swap else ChannelMap(model.channels)
+    channel_map = _swap(options) if options.swap else ChannelMap(model.channels)
     if channel_map.channels != model.channels:
         raise UserError(
             f"{options.swap}: is for {channel_map.channels} channels, {model.name} has {model.channels}; "
@@ -79,6 +81,18 @@ def evaluate(options: EvalOptions) -> list[Score]:
     features = cache.encode(model, LazyImages(samples)).features
     counts = SegmentationEvaluator(model, samples, features, SearchLog(None)).count(channel_map)
     return scores_of(np.asarray(counts)[None], [sample.id for sample in samples], dataset.describe()["name"])
+
+
+def _swap(options: EvalOptions) -> ChannelMap:
+    """The swap; one that was searched on a tuned model needs that tuner."""
+    assert options.swap is not None
+    channel_map = load_swap(options.swap)
+    searched_on = json.loads(options.swap.read_text("utf-8")).get("tuner_sha256")
+    if searched_on and (options.tuner is None or searched_on != sha256_of(options.tuner)):
+        raise UserError(
+            f"{options.swap}: was searched on a model with the tuner {searched_on[:16]}; give --tuner with that file"
+        )
+    return channel_map
 
 
 def _images(options: EvalOptions) -> tuple[DatasetAdapter, str]:

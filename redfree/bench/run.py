@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from queue import SimpleQueue
 from redfree.bench.identity import identify
 from redfree.bench.request import CellRequest
 from redfree.errors import UserError
+from redfree.measure.memory import ran_out_of_memory
 from redfree.progress import track
 from redfree.records.provenance import environment, now
 from redfree.records.schema import Record, Spec
@@ -180,7 +180,7 @@ class _Runner:
         code, complaint = self._spawn(job)
         if code == 0:
             return Outcome(job, "measured")
-        memory = code == -signal.SIGKILL or "MemoryError" in complaint or "out of memory" in complaint
+        memory = ran_out_of_memory(code, complaint)
         error = complaint.strip().splitlines()[-1] if complaint.strip() else f"process ended with code {code}"
         if self._stopped:
             return Outcome(job, "cancelled", error)

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -188,3 +189,11 @@ def test_a_tuner_does_not_go_on_a_function(data, tuner, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"a tuner needs the model itself, not a function; leave out --tuner"):
         evaluate(EvalOptions("averaged:build", data=data, tuner=path, threads=1))
     assert evaluate(EvalOptions("averaged:build", data=data, threads=1))[0].n == 4
+
+
+def test_a_swap_of_a_tuned_model_needs_its_tuner(data, tmp_path):
+    path = tmp_path / "swap.json"
+    ChannelMap(16, ((0, 1),)).save(path, tuner_sha256="c" * 64)
+    expected = f"{path}: was searched on a model with the tuner {'c' * 16}; give --tuner with that file"
+    with pytest.raises(UserError, match=re.escape(expected)):
+        evaluate(EvalOptions("tiny", data=data, swap=path))
