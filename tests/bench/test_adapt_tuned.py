@@ -28,6 +28,8 @@ from redfree.tuners.catalogue import TUNERS
 
 QUICK = {"n_pairs": 2, "folds": 2, "threads": 1, "guard": "none", "epochs": 1}
 
+EVERY = range(8)
+
 
 @pytest.fixture(autouse=True)
 def checkpoint(monkeypatch, tmp_path, tiny_model, tiny_sam):
@@ -48,7 +50,7 @@ def drawn():
 def images(tmp_path, drawn):
     """A folder of some of eight scenes."""
 
-    def images(name="images", chosen=range(8)):
+    def images(name="images", chosen=EVERY):
         (tmp_path / name).mkdir()
         for n in chosen:
             stem = tmp_path / name / f"scene{n}"
