@@ -101,7 +101,7 @@ class TunerParams(Strict):
     Attributes:
         options: of the tuner itself, such as {variant: original, rank: 8}.
         fit: how it is fitted.
-        n_train: training images; null for all of them.
+        n_train: images of the train split; null for all of them, and without a meaning for search images.
         train_on: the train split, or the search images, for whoever has no others.
     """
 
@@ -109,12 +109,6 @@ class TunerParams(Strict):
     fit: FitParams = FitParams()
     n_train: int | None = Field(default=None, ge=1)
     train_on: Literal["train", "search"] = "train"
-
-    @model_validator(mode="after")
-    def _search_images_are_counted_elsewhere(self) -> TunerParams:
-        if self.train_on == "search" and self.n_train is not None:
-            raise ValueError("n_train counts images of the train split; with train_on: search set protocol.n_search")
-        return self
 
 
 class TunedSwapParams(Strict):
