@@ -164,16 +164,15 @@ def adapt(
     cache: Cache = None,
 ) -> None:
     """Searches a swap on your own images and says whether it can be trusted."""
-    from redfree.bench import adapt as adaptation
+    from redfree.bench.adapt import AdaptOptions
     from redfree.bench.catalogue import STRATEGY_OPTIONS, GuardRule
     from redfree.errors import unknown
-    from redfree.report.adaptation import verdict, write_report
 
     for kind, given, known in (("guard", guard, get_args(GuardRule)), ("strategy", strategy, STRATEGY_OPTIONS)):
         if given not in known:
             raise unknown(kind, given, known)
     use_data_root(data_root)
-    chosen = adaptation.AdaptOptions(
+    chosen = AdaptOptions(
         dataset=dataset_of(dataset, root, dataset_options),
         model=model,
         out=out,
@@ -194,15 +193,18 @@ def adapt(
         method=method,
         epochs=epochs,
     )
-    if method != "swap":
-        typer.echo(_adapt_tuned(chosen, cache_of(cache)))
-        typer.echo(f"report: {out / 'report.md'}")
-        return
-    found = adaptation.adapt(chosen, cache_of(cache))
-    adaptation.write_adaptation(found, out)
-    write_report(found, out)
-    typer.echo(verdict(found))
+    typer.echo((_adapt_swap if method == "swap" else _adapt_tuned)(chosen, cache_of(cache)))
     typer.echo(f"report: {out / 'report.md'}")
+
+
+def _adapt_swap(options: AdaptOptions, cache: Path) -> str:
+    from redfree.bench.adapt import adapt, write_adaptation
+    from redfree.report.adaptation import verdict, write_report
+
+    found = adapt(options, cache)
+    write_adaptation(found, options.out)
+    write_report(found, options.out)
+    return verdict(found)
 
 
 def _adapt_tuned(options: AdaptOptions, cache: Path) -> str:
@@ -265,7 +267,7 @@ def speed(
 ) -> None:
     """Times our decoders, the attention of our encoders, or our reading, against the plain code, side by side.
 
-    With --tuners it times a training step of every tuner, each in a process of its own, --rounds steps and 2 threads.
+    With --tuners it times training steps of every tuner beside encoding for a swap, by default with 2 threads.
     """
     from redfree.errors import unknown
     from redfree.measure.decoder_speed import SHAPES, measure_decoders

@@ -13,18 +13,34 @@ from typing import BinaryIO
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file beside `path` that replaces it, synced to disk, only when the block ends without error."""
+    """Opens a temporary file beside `path` that replaces it, synced to disk, only when the block ends without error.
+
+    Raises:
+        OSError: the file cannot be written, for want of space for instance; it names `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    with _naming(path):
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Has errors name a file where they name none, as those of `write`, or its temporary one, which helps nobody."""
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename).startswith(str(path.parent / f".{path.name}.")):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
 
 

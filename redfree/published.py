@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from redfree.errors import UserError
 from redfree.files import sha256_of, write_text
+from redfree.validation import Strict
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Md5 = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
@@ -56,7 +57,7 @@ class PublishedFile:
         return self.sha256 is not None or self.md5 is not None
 
 
-class Lock(BaseModel):
+class Lock(Strict):
     """The hash of a file for which none is published, as it was at the first download.
 
     Attributes:
@@ -64,8 +65,6 @@ class Lock(BaseModel):
         bytes: size of the file in bytes.
         date: day of the first download, UTC.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: Sha256
     bytes: int

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from redfree.errors import UserError, unknown
@@ -39,6 +43,17 @@ def validate(kind: type[Validated], data: object, where: str) -> Validated:
         # What several fields together violate has no field of its own.
         part = f"field {field}: " if field else ""
         raise UserError(f"{where}: {part}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def read_registry(kind: type[Validated], path: Path, section: str) -> Mapping[str, Validated]:
+    """Builds a named model from each entry of a section of a YAML file; the entry's key is the field `name`.
+
+    Raises:
+        UserError: as `validate`.
+    """
+    entries = yaml.safe_load(path.read_text("utf-8"))[section]
+    known = {name: validate(kind, {"name": name, **entry}, f"{path.name}: {name}") for name, entry in entries.items()}
+    return MappingProxyType(known)
 
 
 def _fields_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

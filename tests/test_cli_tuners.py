@@ -72,11 +72,13 @@ def values(model="tiny", **options):
 
 
 def one_line(found, text):
+    """The error line of a refused call, which says a text."""
     code, out, err = found
     assert (code, out) == (2, "")
     assert re.search(text, err), err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+    return err
 
 
 @pytest.mark.parametrize(("name", "options"), MERGED.values(), ids=MERGED)
@@ -124,6 +126,7 @@ def test_a_tuner_is_merged_into_the_weights_that_it_was_fitted_on_alone(call, wo
     save_file(tiny_sam.state_dict(), workplace / "other.safetensors")
     refused = call("merge", path, "--out", workplace / "merged.safetensors", "--checkpoint", "other.safetensors")
     one_line(refused, "was fitted on weights .* of tiny")
+    assert not (workplace / "merged.safetensors").exists()
 
 
 def test_eval_prints_every_score_with_its_interval(call, workplace):
@@ -157,11 +160,11 @@ REFUSED = {
 @pytest.mark.parametrize(("arguments", "said"), REFUSED.values(), ids=REFUSED)
 def test_eval_refuses_in_one_line(call, workplace, arguments, said):
     ChannelMap(64, [(3, 40)]).save(workplace / "wide.json")
-    one_line(call("eval", "--model", "tiny", *arguments), said)
+    assert said in one_line(call("eval", "--model", "tiny", *arguments), re.escape(said))
 
 
 def test_eval_refuses_a_tuner_of_another_model(call, workplace, monkeypatch):
     path = tuned(workplace / "tuner.safetensors", "samed")
     monkeypatch.setitem(catalogue.MODELS, "other", catalogue.ModelEntry("segment_anything", "tiny", 0, 16))
     arguments = ("--model", "other", "--checkpoint", "weights/tiny.safetensors", "--data", "data", "--tuner", path)
-    one_line(call("eval", *arguments), "was fitted on tiny, not on other; load tiny")
+    assert str(path) in one_line(call("eval", *arguments), "was fitted on tiny, not on other; load tiny")

@@ -1,4 +1,6 @@
+import errno
 import hashlib
+import os
 
 import pytest
 
@@ -51,3 +53,24 @@ def test_unknown_names_the_nearest_or_all():
     known = ["hill_climb", "random", "greedy"]
     assert str(unknown("method", "gredy", known)) == "unknown method 'gredy'; did you mean 'greedy'?"
     assert str(unknown("method", "xyz", known)) == "unknown method 'xyz'; known: greedy, hill_climb, random"
+
+
+def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path):
+    path = tmp_path / "record.json"
+    path.write_text("old")
+
+    def fill_the_disk():
+        with replace_atomically(path) as file:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        fill_the_disk()
+    assert caught.value.filename == str(path)
+    assert [(kept.name, kept.read_text()) for kept in tmp_path.iterdir()] == [("record.json", "old")]
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, replace_atomically(tmp_path / "out"):
+        (tmp_path / "missing").read_bytes()
+    assert caught.value.filename == str(tmp_path / "missing")

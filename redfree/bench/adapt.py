@@ -100,8 +100,13 @@ class Adaptation:
 
     def gain(self, counts: Counts) -> tuple[float, tuple[float, float]]:
         """Mean per-image IoU gain of some counts over the unchanged model, with its 95% interval."""
-        gains: NDArray[np.float64] = image_iou(counts) - image_iou(self.before)
-        return float(gains.mean()), bootstrap_mean_ci95(gains)
+        return paired_gain(counts, self.before)
+
+
+def paired_gain(counts: Counts, base: Counts) -> tuple[float, tuple[float, float]]:
+    """Mean per-image IoU gain of some counts (images, 4) over others of the same images, with its 95% interval."""
+    gains: NDArray[np.float64] = image_iou(counts) - image_iou(base)
+    return float(gains.mean()), bootstrap_mean_ci95(gains)
 
 
 class _TwoFolders:

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from redfree.bench.adapt import Adaptation, AdaptOptions, adapt_swap, prepare_task, swap_params, write_swap
-from redfree.bench.catalogue import FitParams, TunerParams
+from redfree.bench.adapt import Adaptation, AdaptOptions, adapt_swap, paired_gain, prepare_task, swap_params, write_swap
+from redfree.bench.catalogue import TunerParams
 from redfree.bench.cell import Measurement, write_measurement
 from redfree.channels import ChannelMap
 from redfree.errors import unknown
-from redfree.records.statistics import bootstrap_mean_ci95
-from redfree.tasks.segmentation import Counts, image_iou
+from redfree.tasks.segmentation import Counts
 from redfree.tuners.artefact import save_tuner
 from redfree.tuners.catalogue import TUNERS
+from redfree.tuners.fit_options import FitParams
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class TunedAdaptation:
     @property
     def worth(self) -> tuple[float, tuple[float, float]]:
         """Mean per-image IoU gain of what was tuned over the swap alone, with its paired 95% interval."""
-        gains: NDArray[np.float64] = image_iou(self.tuned_counts) - image_iou(self.alone.after)
-        return float(gains.mean()), bootstrap_mean_ci95(gains)
+        return paired_gain(self.tuned_counts, self.alone.after)
 
 
 def adapt_tuned(options: AdaptOptions, cache: Path) -> TunedAdaptation:

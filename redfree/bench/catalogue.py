@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, JsonValue, model_validator
+from pydantic import BaseModel, Field, JsonValue, model_validator
 
 from redfree.tuners.catalogue import TUNERS
+from redfree.tuners.fit_options import FitParams
 from redfree.validation import Strict
 
 GuardRule = Literal["one_standard_error", "k_fold", "split_half", "none"]
@@ -70,29 +71,6 @@ class RandomSwapParams(Strict):
 
     pairs: int = Field(default=5, ge=1)
     draws: int = Field(default=20, ge=1)
-
-
-class FitParams(Strict):
-    """How a tuner is fitted; see `redfree.tuners.fit_options.FitOptions`. The seed is the cell's.
-
-    Attributes:
-        epochs: passes over the training images.
-        batch: images of a step.
-        learning_rate: of Adam.
-        weight_decay: of Adam, a part of the gradient.
-        mixed_precision: no for float32, or the format of matrix products.
-        validation_part: share of the training images that is held out to choose the best epoch; 0 takes the last one.
-    """
-
-    epochs: int = Field(default=25, ge=1)
-    batch: int = Field(default=4, ge=1)
-    learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(default=5e-5, ge=0, allow_inf_nan=False)
-    # YAML reads a bare `no` as False.
-    mixed_precision: Annotated[
-        Literal["no", "bf16", "fp16"], BeforeValidator(lambda given: "no" if given is False else given)
-    ] = "no"
-    validation_part: float = Field(default=0.0, ge=0, lt=1)
 
 
 class TunerParams(Strict):

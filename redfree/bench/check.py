@@ -184,12 +184,13 @@ def _encoded(request: CellRequest, images: dict[str, int]) -> int:
 
 def _candidates(request: CellRequest, channels: int) -> int:
     """Maps that the search of a cell scores at most, each on all search images."""
-    if request.selects_on is None:
+    if request.searched is None:
         return 0
+    name, params = request.searched
     pairs, subsets = channels * (channels - 1), 1 << request.protocol.n_pairs
-    if request.method.name != "swap":
+    if name != "swap":
         return channels + subsets
-    search = build_search(SwapParams.model_validate(request.method.params), request.protocol, request.seed)
+    search = build_search(SwapParams.model_validate(params), request.protocol, request.seed)
     if isinstance(search, GreedySearch):
         return search.budget
     if isinstance(search, ShortlistSearch):
@@ -202,7 +203,7 @@ def _candidates(request: CellRequest, channels: int) -> int:
 
 
 def _seconds(request: CellRequest, found: Probe, images: dict[str, int]) -> float:
-    guarded = request.method.params.get("guard", "none") != "none"
+    guarded = request.searched is not None and request.searched[1].get("guard", "none") != "none"
     searches = request.protocol.folds if guarded else 1
     passes = _candidates(request, MODELS[request.model].channels) * request.protocol.n_search * searches
     return _encoded(request, images) * found.encode_seconds + passes * (found.pass_seconds or 0.0)

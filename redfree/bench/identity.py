@@ -44,16 +44,14 @@ def load_splits(request: CellRequest, dataset: DatasetAdapter) -> Splits:
         return store_samples(dataset.load(split, count, request.seed), f"read {split}")
 
     test = read("test", protocol.n_test)
-    chooses = {"search": lambda: read("search", protocol.n_search), "test": lambda: test}
-    choosing = chooses[request.selects_on]() if request.selects_on else None
-    train = None
-    if request.tuner is not None:
-        _, params = request.tuner
-        train = read("train", params.n_train) if params.train_on == "train" else read("search", protocol.n_search)
-    if choosing is not test:
-        _require_disjoint(test, choosing or [], "search")
+    params = request.tuner[1] if request.tuner else None
+    train = read("train", params.n_train) if params and params.train_on == "train" else None
+    fits_to_search = params is not None and train is None
+    search = read("search", protocol.n_search) if request.selects_on == "search" or fits_to_search else None
+    _require_disjoint(test, search or [], "search" if request.selects_on == "search" else "train")
     _require_disjoint(test, train or [], "train")
-    return Splits(test, choosing, train)
+    choosing = {"search": search, "test": test, None: None}[request.selects_on]
+    return Splits(test, choosing, search if fits_to_search else train)
 
 
 def _require_disjoint(test: Sequence[StoredSample], others: Sequence[StoredSample], split: str) -> None:

@@ -72,12 +72,17 @@ class CellRequest(Strict):
         return open_dataset(self.dataset_use, self.prompt)
 
     @property
-    def selects_on(self) -> str | None:
-        """The split that chooses: search or test; None for a method that does not search."""
+    def searched(self) -> tuple[str, dict[str, JsonValue]] | None:
+        """What the method searches, swap or zero, and how, also on top of a tuner; None where it searches nothing."""
         if self.method.name not in SEARCHING:
             return None
         params = cast(dict[str, JsonValue], self.method.params.get("swap", self.method.params))
-        return str(params.get("select_on", "search"))
+        return self.method.name.rpartition("+")[2], params
+
+    @property
+    def selects_on(self) -> str | None:
+        """The split that chooses: search or test; None for a method that does not search."""
+        return str(self.searched[1].get("select_on", "search")) if self.searched else None
 
     @property
     def tuner(self) -> tuple[str, TunerParams] | None:

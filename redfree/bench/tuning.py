@@ -20,7 +20,7 @@ from redfree.files import sha256_of, write_text
 from redfree.models.base import Model
 from redfree.models.promptable import PromptableModel
 from redfree.records import schema
-from redfree.tuners.artefact import TunerSpec, load_tuner, read_tuner, save_tuner, spec_of
+from redfree.tuners.artefact import TunerSpec, load_tuner, save_tuner, spec_of
 from redfree.tuners.base import Attachment
 from redfree.tuners.catalogue import attach_tuner, tuner_options
 from redfree.tuners.fit_options import FitOptions
@@ -95,11 +95,13 @@ def _tune(
         attachment, report = load_tuner(path, model), FitReport(**{**kept, "losses": tuple(kept["losses"])})
     else:
         attachment, report = _fit(tuner, model, samples, seed, path)
+        save_tuner(path, attachment, _spec(tuner, attachment, model))
+        path.with_suffix(".fit").unlink(missing_ok=True)
         write_text(report_path, json.dumps(asdict(report), sort_keys=True) + "\n")
-    sha256 = sha256_of(path)
+    spec, sha256 = _spec(tuner, attachment, model), sha256_of(path)
     model.checkpoint_sha256 = hashlib.sha256(f"{model.checkpoint_sha256} {sha256}".encode()).hexdigest()
     model.weights_changed()
-    return Tuned(attachment, report, read_tuner(path)[0], sha256, path.stat().st_size)
+    return Tuned(attachment, report, spec, sha256, path.stat().st_size)
 
 
 def _fit(
@@ -108,14 +110,15 @@ def _fit(
     from redfree.tuners.train import fit  # noqa: PLC0415
 
     name, params = tuner
-    options = tuner_options(name, params.options)
     torch.manual_seed(seed)
-    attachment = attach_tuner(name, model.module, options)
-    stopped = path.with_suffix(".fit")
-    report = fit(model, attachment, samples, FitOptions(**params.fit.model_dump(), seed=seed), stopped)
-    save_tuner(path, attachment, spec_of(name, options, attachment, model))
-    stopped.unlink(missing_ok=True)
-    return attachment, report
+    attachment = attach_tuner(name, model.module, tuner_options(name, params.options))
+    options = FitOptions(**params.fit.model_dump(), seed=seed)
+    return attachment, fit(model, attachment, samples, options, path.with_suffix(".fit"))
+
+
+def _spec(tuner: tuple[str, TunerParams], attachment: Attachment, model: PromptableModel) -> TunerSpec:
+    name, params = tuner
+    return spec_of(name, tuner_options(name, params.options), attachment, model)
 
 
 def _key(tuner: tuple[str, TunerParams], model: Model, samples: Sequence[StoredSample], seed: int) -> str:

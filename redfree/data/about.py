@@ -9,16 +9,14 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from redfree.errors import unknown
 from redfree.files import cache_folder
 from redfree.published import ByteCount, Filename, HttpUrl, Md5, PublishedFile, Sha256
-from redfree.validation import Strict, validate
+from redfree.validation import Strict, read_registry
 
 REGISTRY = Path(__file__).with_name("datasets.yaml")
 
@@ -97,10 +95,7 @@ class About(Strict):
 @functools.cache
 def abouts() -> Mapping[str, About]:
     """Every known dataset by its name, read from `datasets.yaml` on the first call."""
-    entries = yaml.safe_load(REGISTRY.read_text("utf-8"))["datasets"]
-    where = REGISTRY.name
-    known = {name: validate(About, {"name": name, **entry}, f"{where}: {name}") for name, entry in entries.items()}
-    return MappingProxyType(known)
+    return read_registry(About, REGISTRY, "datasets")
 
 
 def about_of(name: str) -> About:

@@ -106,8 +106,12 @@ def check_options(use: DatasetUse) -> None:
 
 def task_of(use: DatasetUse) -> str:
     """The task of a dataset whose options were checked: segmentation, depth or classification."""
-    chosen = getattr(_parsed(use)[0], "task", None) if use.name in SOURCES else None
-    return str(chosen or about_of(use.name).task)
+    return _task(use.name, _parsed(use)[0] if use.name in SOURCES else None)
+
+
+def _task(name: str, options: object) -> str:
+    """What the options of a source say of its task, or else what its facts do."""
+    return str(getattr(options, "task", None) or about_of(name).task)
 
 
 def root_of(use: DatasetUse, data_root: Path | None = None) -> Path:
@@ -149,7 +153,7 @@ def _indexed(use: DatasetUse, prompt: PromptRule, data_root: Path | None) -> Dat
     name = f"{use.name}/{_own_name(use, root)}" if use.name in GENERIC else use.name
     source = _source_class(use.name)(root, options)
     recorded = options.model_dump(mode="json")
-    about = about_of(use.name).model_copy(update={"task": task_of(use)})
+    about = about_of(use.name).model_copy(update={"task": _task(use.name, options)})
     found = IndexedDataset(name, about, source, division, prompt, recorded)
     if search_from is None:
         return found

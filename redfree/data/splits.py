@@ -14,11 +14,11 @@ from types import MappingProxyType
 from typing import Literal, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from redfree.errors import UserError, unknown
 from redfree.files import write_text
-from redfree.validation import validate
+from redfree.validation import Strict, validate
 
 # Committed split lists, one a dataset.
 SPLIT_LISTS = Path(__file__).with_name("split_lists")
@@ -167,7 +167,7 @@ def draw(pools: Pools, split: str, count: int | None, seed: int, search_pool: in
     return ids[:count]
 
 
-class SplitList(BaseModel):
+class SplitList(Strict):
     """A division that is kept as a file, so that it stays the same whatever code made it.
 
     Attributes:
@@ -178,8 +178,6 @@ class SplitList(BaseModel):
         test: ids of the test pool, in the order of the source.
         sha256: hex SHA-256 of the ids, as of `ids_sha256`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: str
     rule: str

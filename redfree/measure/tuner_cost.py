@@ -1,4 +1,4 @@
-"""What a tuner costs: parameters, seconds of an optimiser step, and peak memory, each in a process of its own."""
+"""What a tuner costs beside a swap: parameters, seconds of an optimiser step, and peak memory, side by side."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ from redfree.tuners.train import FitOptions, fit
 
 # The side of the image: that of a photograph, which an encoder first brings to its own size.
 SIDE = 1024
+# Steps that a process times, after one that warms up.
+TIMED = 2
+# The row to compare with: nothing is trained.
+SWAP = "swap"
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,10 @@ class TunerCounts:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What training took.
+    """What training took in one process, or what encoding took for a swap.
 
     Attributes:
-        seconds: of an optimiser step on one image, median.
+        seconds: of an optimiser step on one image, or of encoding it; median over the timed ones.
         peak_rss_bytes: highest resident memory of a fresh process that builds the model and trains, with the libraries
             it has loaded.
     """
@@ -61,24 +65,26 @@ class StepCost:
 
 @dataclass(frozen=True)
 class TunerCost:
-    """What a tuner takes on a model.
+    """What a tuner, or a swap, takes on a model.
 
     Attributes:
         model: a key of `MODELS`.
         threads: torch threads.
         counts: its parameters.
-        step: what training took; None where the process ran out of memory.
+        turns: what each round took; none where a process ran out of memory.
+        ratios: of each round, its seconds divided by those of encoding for a swap.
     """
 
     model: str
     threads: int
     counts: TunerCounts
-    step: StepCost | None
+    turns: tuple[StepCost, ...]
+    ratios: tuple[float, ...]
 
     @property
     def status(self) -> str:
         """The words ok or out of memory."""
-        return "ok" if self.step else "out of memory"
+        return "ok" if self.turns else "out of memory"
 
 
 def count_parameters(model: str, tuner: str) -> TunerCounts:
@@ -86,11 +92,13 @@ def count_parameters(model: str, tuner: str) -> TunerCounts:
 
     Args:
         model: a key of `MODELS`.
-        tuner: a key of `TUNERS`.
+        tuner: a key of `TUNERS`, or `swap`, which has none.
 
     Raises:
         UserError: the tuner is not defined on a model of this kind.
     """
+    if tuner == SWAP:
+        return TunerCounts(SWAP, 0, 0, 0)
     default, original = (_attached(model, tuner, **options) for options in ({}, {"variant": "original"}))
     return TunerCounts(tuner, default.inserted_count, original.declared_count, default.trained_count)
 
@@ -103,25 +111,40 @@ def _attached(model: str, tuner: str, **options: str) -> Attachment:
     return attach_tuner(tuner, module, tuner_options(tuner, options))
 
 
-def measure_tuners(model: str, threads: int, steps: int) -> list[TunerCost]:
-    """Trains with each tuner in a process of its own, one after the other.
+def measure_tuners(model: str, threads: int, rounds: int) -> list[TunerCost]:
+    """Lets a swap and every tuner take turns, round after round, each turn in a process of its own.
 
     Args:
         model: a key of `MODELS`.
         threads: torch threads.
-        steps: optimiser steps that are timed, after one that is not.
+        rounds: turns of each; one that ran out of memory has no further turn.
 
     Raises:
         UserError: a tuner is not defined on a model of this kind.
-        ChildProcessError: a process failed otherwise than for want of memory.
+        ChildProcessError: a process failed otherwise than for want of memory, or encoding ran out of memory.
     """
-    counted = [count_parameters(model, tuner) for tuner in TUNERS]
-    progress = track(counted, len(counted), f"{model}, {threads} threads")
-    return [TunerCost(model, threads, each, _step_apart(model, each.tuner, threads, steps)) for each in progress]
+    counted = [count_parameters(model, tuner) for tuner in (SWAP, *TUNERS)]
+    found: dict[str, list[StepCost | None]] = {counts.tuner: [] for counts in counted}
+    turns = track(list(found) * rounds, len(found) * rounds, f"{model}, {threads} threads")
+    for tuner in turns:
+        if None not in found[tuner]:
+            found[tuner].append(_step_apart(model, tuner, threads))
+    encoded = [turn for turn in found[SWAP] if turn is not None]
+    if not encoded:
+        raise ChildProcessError(f"{model}: encoding one image ran out of memory")
+    return [_cost_of(model, threads, counts, found[counts.tuner], encoded) for counts in counted]
 
 
-def _step_apart(model: str, tuner: str, threads: int, steps: int) -> StepCost | None:
-    command = [sys.executable, "-m", __name__, model, tuner, str(threads), str(steps)]
+def _cost_of(
+    model: str, threads: int, counts: TunerCounts, found: list[StepCost | None], encoded: list[StepCost]
+) -> TunerCost:
+    turns = tuple(turn for turn in found if turn is not None) if None not in found else ()
+    ratios = tuple(turn.seconds / base.seconds for turn, base in zip(turns, encoded, strict=False))
+    return TunerCost(model, threads, counts, turns, ratios)
+
+
+def _step_apart(model: str, tuner: str, threads: int) -> StepCost | None:
+    command = [sys.executable, "-m", __name__, model, tuner, str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return StepCost(**json.loads(done.stdout))
@@ -131,34 +154,44 @@ def _step_apart(model: str, tuner: str, threads: int, steps: int) -> StepCost | 
     raise ChildProcessError(f"{model}, {tuner}: the measuring process failed: {reason}")
 
 
-def measure_step(model: str, tuner: str, threads: int, steps: int) -> StepCost:
-    """Trains a model in this process, by the loop that fits every tuner.
+def measure_step(model: str, tuner: str, threads: int) -> StepCost:
+    """Trains a model in this process, by the loop that fits every tuner, or encodes for a swap.
 
     Weights are those of the package where they ship with it, else random.
 
     Args:
         model: a key of `MODELS`.
-        tuner: a key of `TUNERS`.
+        tuner: a key of `TUNERS`, or `swap`.
         threads: torch threads.
-        steps: optimiser steps that are timed, after one that is not.
     """
     torch.manual_seed(0)
     torch.set_num_threads(threads)
-    stopwatch, ends = Stopwatch(), list[float]()
-    hook = register_optimizer_step_post_hook(lambda *_: ends.append(time.perf_counter()))
-    try:
-        with stopwatch.phase("fit"):
-            _fit(model, tuner, steps + 1)
-    finally:
-        hook.remove()
+    stopwatch = Stopwatch()
+    with stopwatch.phase("measured"):
+        loaded = load_model(model) if MODELS[model].ships else untrained_model(model)
+        assert isinstance(loaded, PromptableModel)
+        ends = _encode(loaded) if tuner == SWAP else _fit(loaded, tuner)
     return StepCost(float(np.median(np.diff(ends))), stopwatch.phases[0].peak_rss_bytes)
 
 
-def _fit(name: str, tuner: str, steps: int) -> None:
-    model = load_model(name) if MODELS[name].ships else untrained_model(name)
-    assert isinstance(model, PromptableModel)
-    attachment = attach_tuner(tuner, model.module, tuner_options(tuner, {}))
-    fit(model, attachment, [_sample()], FitOptions(epochs=steps, batch=1))
+def _encode(model: PromptableModel) -> list[float]:
+    """Times at which an image had been encoded, without a gradient, as the search of a swap does once an image."""
+    image, ends = _sample().image, list[float]()
+    for _ in range(1 + TIMED):
+        model.encode([image])
+        ends.append(time.perf_counter())
+    return ends
+
+
+def _fit(model: PromptableModel, tuner: str) -> list[float]:
+    """Times at which an optimiser step had ended."""
+    attachment, ends = attach_tuner(tuner, model.module, tuner_options(tuner, {})), list[float]()
+    hook = register_optimizer_step_post_hook(lambda *_: ends.append(time.perf_counter()))
+    try:
+        fit(model, attachment, [_sample()], FitOptions(epochs=1 + TIMED, batch=1))
+    finally:
+        hook.remove()
+    return ends
 
 
 def _sample() -> Sample:
@@ -170,5 +203,5 @@ def _sample() -> Sample:
 
 
 if __name__ == "__main__":
-    found = measure_step(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    found = measure_step(sys.argv[1], sys.argv[2], int(sys.argv[3]))
     sys.stdout.write(json.dumps(asdict(found)) + "\n")

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from redfree.models.timm_names import TIMM_BACKBONES
+from redfree.validation import Strict
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ Family = Literal["segment_anything", "sam2", "timm", "mobile_sam"]
 PROMPTABLE: tuple[Family, ...] = ("segment_anything", "sam2", "mobile_sam")
 
 
-class ModelOptions(BaseModel):
+class ModelOptions(Strict):
     """How a model is run; every option that is not at its default is part of a record's identity.
 
     Attributes:
@@ -98,8 +99,6 @@ class ModelOptions(BaseModel):
         device: where the model computes.
         features: number format to which features are rounded, and in which they are kept on disk.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch: int | None = Field(default=None, ge=1)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"

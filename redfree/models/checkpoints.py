@@ -9,16 +9,14 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from redfree.errors import UserError, unknown
 from redfree.files import cache_folder
 from redfree.published import ByteCount, Filename, HttpsUrl, HttpUrl, Md5, PublishedFile, Sha256, verify_file
-from redfree.validation import validate
+from redfree.validation import Strict, read_registry
 
 REGISTRY = Path(__file__).with_name("checkpoints.yaml")
 # Folder of features in the cache.
@@ -27,7 +25,7 @@ FEATURES = "features"
 HexPrefix = Annotated[str, Field(pattern="^[0-9a-f]{6,32}$")]
 
 
-class Checkpoint(BaseModel):
+class Checkpoint(Strict):
     """A file of weights that others published.
 
     Attributes:
@@ -47,8 +45,6 @@ class Checkpoint(BaseModel):
             TorchScript archive; null where it is not known.
         source: where url, bytes and hashes come from.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     family: Literal["sam", "sam2", "mobile_sam", "dinov2", "dinov3", "clip", "mae"]
@@ -89,10 +85,7 @@ class Checkpoint(BaseModel):
 @functools.cache
 def checkpoints() -> Mapping[str, Checkpoint]:
     """Every known checkpoint by its name, read from `checkpoints.yaml` on the first call."""
-    entries = yaml.safe_load(REGISTRY.read_text("utf-8"))["checkpoints"]
-    where = REGISTRY.name
-    known = {name: validate(Checkpoint, {"name": name, **entry}, f"{where}: {name}") for name, entry in entries.items()}
-    return MappingProxyType(known)
+    return read_registry(Checkpoint, REGISTRY, "checkpoints")
 
 
 def checkpoint_of(name: str) -> Checkpoint:

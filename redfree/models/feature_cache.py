@@ -167,13 +167,8 @@ class FeatureCache:
         """The same entry, once it is on disk."""
         if self.folder is None:
             return entry
-        path = _path(self.folder, key)
-        try:
-            with replace_atomically(path) as file:
-                file.write(_serialised(key, entry))
-        except OSError as error:
-            # An error of `write` names no file, and a temporary name would help nobody.
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        with replace_atomically(_path(self.folder, key)) as file:
+            file.write(_serialised(key, entry))
         return entry
 
     def _read(self, key: str) -> _Entry | None:

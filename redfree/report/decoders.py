@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from redfree.files import write_text
-from redfree.records.provenance import environment, now
+from redfree.report.measured import write_measured
 
 if TYPE_CHECKING:
     from redfree.measure.decoder_speed import DecoderSpeed
@@ -42,7 +38,6 @@ def write_decoder_speeds(speeds: Sequence[DecoderSpeed], candidates: int, rounds
         rounds: timed rounds.
         out: folder.
     """
-    env = environment()
     rows = [
         {
             "decoder of": speed.shape,
@@ -53,10 +48,6 @@ def write_decoder_speeds(speeds: Sequence[DecoderSpeed], candidates: int, rounds
         }
         for speed in speeds
     ]
-    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    facts = {"cpu": env["machine"]["cpu"], "cores": env["cpu_count"], "torch": env["packages"]["torch"]}
-    write_text(out / "decoders.md", _TEXT.format(table=table, candidates=candidates, rounds=rounds, **facts))
-    data = {"created_at": now(), "env": env, "candidates": candidates, "rounds": rounds}
-    data["speeds"] = [asdict(speed) for speed in speeds]
-    write_text(out / "decoders.json", json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    return str(table)
+    data = {"candidates": candidates, "rounds": rounds, "speeds": [asdict(speed) for speed in speeds]}
+    facts = {"candidates": candidates, "rounds": rounds}
+    return write_measured(out, "decoders", _TEXT, {"table": rows}, data, **facts)["table"]

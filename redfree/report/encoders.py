@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from redfree.files import write_text
-from redfree.records.provenance import environment, now
+from redfree.report.measured import write_measured
 
 if TYPE_CHECKING:
     from redfree.measure.encoder_speed import EncoderSpeed
@@ -54,10 +50,6 @@ def write_encoder_speeds(speeds: Sequence[EncoderSpeed], rounds: int, out: Path)
         rounds: timed rounds.
         out: folder.
     """
-    env = environment()
-    table = pd.DataFrame([_row(speed) for speed in speeds]).to_markdown(index=False, disable_numparse=True)
-    facts = {"cpu": env["machine"]["cpu"], "cores": env["cpu_count"], "torch": env["packages"]["torch"]}
-    write_text(out / "encoders.md", _TEXT.format(table=table, rounds=rounds, **facts))
-    data = {"created_at": now(), "env": env, "rounds": rounds, "speeds": [asdict(speed) for speed in speeds]}
-    write_text(out / "encoders.json", json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    return str(table)
+    tables = {"table": [_row(speed) for speed in speeds]}
+    data = {"rounds": rounds, "speeds": [asdict(speed) for speed in speeds]}
+    return write_measured(out, "encoders", _TEXT, tables, data, rounds=rounds)["table"]

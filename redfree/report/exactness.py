@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from redfree.files import write_text
-from redfree.records.provenance import environment, now
+from redfree.report.measured import write_measured
 
 if TYPE_CHECKING:
     from redfree.measure.exactness import Exactness
@@ -36,7 +32,6 @@ def write_exactness(found: Sequence[Exactness], out: Path) -> str:
         found: what was measured.
         out: folder.
     """
-    env = environment()
     rows = [
         {
             "model": row.model,
@@ -47,9 +42,5 @@ def write_exactness(found: Sequence[Exactness], out: Path) -> str:
         }
         for row in found
     ]
-    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    facts = {"cpu": env["machine"]["cpu"], "torch": env["packages"]["torch"]}
-    write_text(out / "exactness.md", _TEXT.format(table=table, **facts))
-    data = {"created_at": now(), "env": env, "found": [asdict(row) for row in found]}
-    write_text(out / "exactness.json", json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    return str(table)
+    data = {"found": [asdict(row) for row in found]}
+    return write_measured(out, "exactness", _TEXT, {"table": rows}, data)["table"]

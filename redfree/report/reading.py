@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from redfree.files import write_text
-from redfree.records.provenance import environment, now
+from redfree.report.measured import write_measured
 
 if TYPE_CHECKING:
     from redfree.measure.reading_speed import ReadingMemory, ReadingSpeed
@@ -59,14 +55,7 @@ def write_reading(speeds: Sequence[ReadingSpeed], memory: Sequence[ReadingMemory
         rounds: timed rounds.
         out: folder.
     """
-    env = environment()
-    tables = [
-        pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-        for rows in ([_speed_row(speed) for speed in speeds], [_memory_row(mark) for mark in memory])
-    ]
-    facts = {"cpu": env["machine"]["cpu"], "cores": env["cpu_count"], "rounds": rounds}
-    write_text(out / "reading.md", _TEXT.format(speeds=tables[0], memory=tables[1], **facts))
+    tables = {"speeds": [_speed_row(speed) for speed in speeds], "memory": [_memory_row(mark) for mark in memory]}
     found = {"speeds": [asdict(speed) for speed in speeds], "memory": [asdict(mark) for mark in memory]}
-    data = {"created_at": now(), "env": env, "rounds": rounds, **found}
-    write_text(out / "reading.json", json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    return "\n\n".join(tables)
+    data = {"rounds": rounds, **found}
+    return "\n\n".join(write_measured(out, "reading", _TEXT, tables, data, rounds=rounds).values())

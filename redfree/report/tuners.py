@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from redfree.files import write_text
-from redfree.records.provenance import environment, now
+from redfree.report.measured import write_measured
 
 if TYPE_CHECKING:
     from redfree.measure.tuner_cost import TunerCost, TunerCounts
@@ -34,21 +31,25 @@ REASONS: Mapping[str, str] = {
 _TEXT = """\
 # What tuners cost
 
-Training on one image of 1024 x 1024 with a mask, batch 1, float32, by the loop that fits every tuner, default options.
-Repeat with {command}.
+Training on one image of 1024 x 1024 with a mask, batch 1, float32, by the loop that fits every tuner, default options,
+beside what a swap needs. Repeat with {command}.
 
 {costs}
 
 - **inserted**: parameters that the tuner adds. **authors train**: what it trains as its authors do (`variant:
   original`), with or without a gradient. **moved**: what the optimiser moves here, with the default options.
-- **s a step**: forward, backward and optimiser, median of {steps} steps after one that warms up. Where training leaves
-  the features as they are, the image is encoded once, before the steps that are timed.
-- **peak memory**: resident memory of a process of its own that builds the model and trains, libraries included.
+- **s a step**: forward, backward and optimiser. Where training leaves the features as they are, the image is encoded
+  once, before the steps that are timed. Of `swap`: one image encoded without a gradient, which its search does once an
+  image, where a tuner that changes the encoder does it again in every epoch; the search's own work on the decoder is in
+  [decoders.md](decoders.md).
+- **x encoding**: s a step divided by that of `swap` in the same round, median over rounds, and all rounds' range.
+- **peak memory**: largest resident memory of a process of its own that builds the model and trains, libraries included.
 - **status**: a process that the machine had no memory for is `out of memory`.
 
-Weights are those of the package where they ship with it, else random. Every tuner has a process of its own, one after
-the other, not interleaved: times of different rows were taken minutes apart, and other work on the machine in between
-would fall on some of them alone. Machine: {cpu}, {cores} cores, torch {torch}.
+Weights are those of the package where they ship with it, else random. {rounds} rounds, in each of which every row has
+its turn in a process of its own: one step that warms up, then {timed} that are timed; s a step is the median over
+rounds of each process's median. Training uses the packages' own attention, encoding redfree's lean one. Machine: {cpu},
+{cores} cores, torch {torch}.
 
 ## Parameters on SAM ViT-B, beside the published ones
 
@@ -61,17 +62,27 @@ digits printed, is the same.
 
 
 def _cost_row(cost: TunerCost) -> dict[str, str]:
-    counts, step = cost.counts, cost.step
+    counts = cost.counts
     return {
         "model": cost.model,
         "threads": str(cost.threads),
-        "tuner": counts.tuner,
+        "method": counts.tuner,
         "inserted": f"{counts.inserted:,}",
         "authors train": f"{counts.declared:,}",
         "moved": f"{counts.moved:,}",
-        "s a step": f"{step.seconds:.3g}" if step else "-",
-        "peak memory": f"{step.peak_rss_bytes / 2**20:,.0f} MiB" if step else "-",
+        **_step_cells(cost),
         "status": cost.status,
+    }
+
+
+def _step_cells(cost: TunerCost) -> dict[str, str]:
+    if not cost.turns:
+        return dict.fromkeys(("s a step", "x encoding", "peak memory"), "-")
+    ratio, low, high = median(cost.ratios), min(cost.ratios), max(cost.ratios)
+    return {
+        "s a step": f"{median(turn.seconds for turn in cost.turns):.3g}",
+        "x encoding": f"{ratio:.2f} ({low:.2f} to {high:.2f})",
+        "peak memory": f"{max(turn.peak_rss_bytes for turn in cost.turns) / 2**20:,.0f} MiB",
     }
 
 
@@ -102,29 +113,26 @@ def _cut_off(count: int, published: str) -> str:
     return f"{math.floor(count * 10**decimals / 1000) / 10**decimals:,.{decimals}f}"
 
 
-def write_tuner_costs(costs: Sequence[TunerCost], counts: Sequence[TunerCounts], steps: int, out: Path) -> str:
+def write_tuner_costs(
+    costs: Sequence[TunerCost], counts: Sequence[TunerCounts], rounds: int, timed: int, out: Path
+) -> str:
     """Writes `tuners.json` and `tuners.md`; returns the table of costs.
 
     Args:
         costs: what was measured.
         counts: parameters on SAM ViT-B.
-        steps: timed steps.
+        rounds: turns of each method.
+        timed: timed steps of a turn.
         out: folder.
     """
-    env = environment()
-    rows = [_cost_row(cost) for cost in costs], [_count_row(each) for each in counts]
-    table, beside = (pd.DataFrame(each).to_markdown(index=False, disable_numparse=True) for each in rows)
-    chosen = [(f"--tuners {cost.model}", f"--threads {cost.threads}") for cost in costs]
-    given = " ".join(dict.fromkeys(word for words in zip(*chosen, strict=True) for word in words))
-    facts = {"cpu": env["machine"]["cpu"], "cores": env["cpu_count"], "torch": env["packages"]["torch"]}
-    command = f"`redfree speed {given} --rounds {steps}`"
-    write_text(out / "tuners.md", _TEXT.format(command=command, costs=table, counts=beside, steps=steps, **facts))
+    models, threads = (dict.fromkeys(column) for column in zip(*((c.model, c.threads) for c in costs), strict=True))
+    given = " ".join([*(f"--tuners {name}" for name in models), *(f"--threads {count}" for count in threads)])
+    tables = {"costs": [_cost_row(cost) for cost in costs], "counts": [_count_row(each) for each in counts]}
     data = {
-        "created_at": now(),
-        "env": env,
-        "steps": steps,
+        "rounds": rounds,
+        "timed_steps": timed,
         "costs": [{**asdict(cost), "status": cost.status} for cost in costs],
         "vit_b": [asdict(each) for each in counts],
     }
-    write_text(out / "tuners.json", json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    return str(table)
+    facts = {"command": f"`redfree speed {given} --rounds {rounds}`", "rounds": rounds, "timed": timed}
+    return write_measured(out, "tuners", _TEXT, tables, data, **facts)["costs"]

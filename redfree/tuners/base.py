@@ -145,8 +145,8 @@ def replace_modules(root: nn.Module, replacements: Mapping[str, nn.Module]) -> C
 def named(groups: Iterable[tuple[str, nn.Module]]) -> dict[str, nn.Parameter]:
     """Parameters of some modules, by the modules' names and their own; each parameter once."""
     found = {f"{prefix}.{name}": value for prefix, module in groups for name, value in module.named_parameters()}
-    seen: set[int] = set()
-    return {name: value for name, value in found.items() if not (id(value) in seen or seen.add(id(value)))}  # type: ignore[func-returns-value]
+    first = {id(value): name for name, value in reversed(found.items())}
+    return {name: value for name, value in found.items() if first[id(value)] == name}
 
 
 def parameters_of(anatomy: Anatomy, parts: Iterable[str | None]) -> dict[str, nn.Parameter]:

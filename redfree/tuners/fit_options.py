@@ -9,19 +9,15 @@ from pydantic import BeforeValidator, Field
 from redfree.validation import Strict
 
 
-class FitOptions(Strict):
-    """How a tuner is trained; the defaults are the swap paper's.
+class FitParams(Strict):
+    """How a tuner is trained, as far as a suite says; the defaults are the swap paper's.
 
     Attributes:
         epochs: passes over the training samples.
         batch: images of a step, on all devices together.
         learning_rate: of Adam.
         weight_decay: of Adam, a part of the gradient (`torch.optim.Adam`), not decoupled from it.
-        seed: of the order of the samples, of dropout, and of which samples are held out.
         mixed_precision: format of matrix products under autocast; weights are float32.
-        devices: processes that share a batch, each with its device, started by `accelerate launch`. CUDA has not been
-            tried: the development machine has none.
-        save_every: steps between saved states; None for those of an epoch.
         validation_part: share of the training samples that is held out to choose the best epoch; 0 takes the last one.
     """
 
@@ -29,11 +25,23 @@ class FitOptions(Strict):
     batch: int = Field(default=4, ge=1)
     learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(default=5e-5, ge=0, allow_inf_nan=False)
-    seed: int = Field(default=0, ge=0)
     # YAML reads a bare `no` as False.
     mixed_precision: Annotated[
         Literal["no", "bf16", "fp16"], BeforeValidator(lambda given: "no" if given is False else given)
     ] = "no"
+    validation_part: float = Field(default=0.0, ge=0, lt=1)
+
+
+class FitOptions(FitParams):
+    """How a tuner is trained, with what the cell and the machine say.
+
+    Attributes:
+        seed: of the order of the samples, of dropout, and of which samples are held out.
+        devices: processes that share a batch, each with its device, started by `accelerate launch`. CUDA has not been
+            tried: the development machine has none.
+        save_every: steps between saved states; None for those of an epoch.
+    """
+
+    seed: int = Field(default=0, ge=0)
     devices: int = Field(default=1, ge=1)
     save_every: int | None = Field(default=None, ge=1)
-    validation_part: float = Field(default=0.0, ge=0, lt=1)

@@ -235,6 +235,13 @@ class TestProbes:
         hours = float(found[0][1].split()[2])
         assert hours == passes
 
+    def test_a_swap_on_a_tuned_model_takes_as_many_passes_as_one_on_the_plain_model(self, tmp_path, timed):
+        timed[1]["costs"] = Probe(encode_seconds=0.0, pass_seconds=3600.0, feature_bytes=1, peak_rss_bytes=1)
+        params = "{tuner: {n_train: 2}, swap: {strategy: exhaustive}}"
+        methods = ("{name: swap}", f"{{name: samed+swap, params: {params}}}")
+        found = of(findings(tmp_path, probes=True, methods=methods), "time")
+        assert float(found[0][1].split()[2]) == (16 * 15 + 2**2) * 2 * 2
+
     def test_test_images_that_are_not_here_count_as_none(self, tmp_path, timed):
         timed[1]["costs"] = Probe(encode_seconds=3600.0, pass_seconds=0.0, feature_bytes=1, peak_rss_bytes=1)
         change = {"data": ("[isic2016]", "[camo]"), "size": ("n_test: 3", "n_test: null")}

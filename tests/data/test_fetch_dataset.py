@@ -117,6 +117,8 @@ class TestFetched:
         for name in ("images.zip", "masks.zip"):
             (folder / "tiny" / name).unlink()
         require_fetched(folder)
+        assert not (folder / "tiny" / "images.zip").exists()
+        assert not (folder / "tiny" / "masks.zip").exists()
 
     def test_the_marker_names_archives_by_their_hash(self, folder):
         require_fetched(folder)

@@ -1,16 +1,14 @@
 import subprocess
 
 import pytest
-import torch
 from safetensors.torch import save_file
-from torch import nn
-from torch.optim import SGD
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from redfree.errors import UserError
 from redfree.measure import tuner_cost
-from redfree.measure.tuner_cost import StepCost, TunerCounts, count_parameters, measure_step, measure_tuners
+from redfree.measure.tuner_cost import TIMED, StepCost, TunerCounts, count_parameters, measure_step, measure_tuners
 from redfree.models import weights
+from redfree.models.promptable import PromptableModel
 
 MIB = 2**20
 
@@ -26,73 +24,97 @@ def one_tuner(monkeypatch):
     monkeypatch.setattr(tuner_cost, "TUNERS", {"samed": "samed"})
 
 
-def ending(monkeypatch, returncode, stdout="", stderr=""):
-    """Makes every measuring process end in one way; gives the list of their arguments."""
+def ending(monkeypatch, end):
+    """Makes every measuring process end as `end()` says: code, output, complaint; gives the list of their arguments."""
     asked = []
 
     def run(command, **_):
         asked.append(command[1:])
-        return subprocess.CompletedProcess(command, returncode, stdout, stderr)
+        return subprocess.CompletedProcess(command, *end())
 
     monkeypatch.setattr(tuner_cost.subprocess, "run", run)
     return asked
 
 
+@pytest.mark.usefixtures("shipped")
 def test_every_step_after_the_first_is_timed(monkeypatch):
-    ends, asked = iter([10.0, 11.0, 14.0, 16.0]), []
-
-    def steps(*call):
-        asked.append(call)
-        optimiser = SGD([nn.Parameter(torch.zeros(1))], 0.1)
-        with monkeypatch.context() as patched:
-            patched.setattr(tuner_cost.time, "perf_counter", lambda: next(ends))
-            for _ in range(4):
-                optimiser.step()
-
-    monkeypatch.setattr(tuner_cost, "_fit", steps)
-    assert measure_step("tiny", "samed", 1, 3).seconds == 2
-    assert asked == [("tiny", "samed", 4)]
+    ends = iter([10.0, 11.0, 14.0])
+    monkeypatch.setattr(tuner_cost, "_fit", lambda *_: list(ends))
+    assert measure_step("tiny", "samed", 1).seconds == 2
 
 
 @pytest.mark.usefixtures("shipped")
 def test_a_fit_of_the_real_loop_is_measured():
     steps = []
     hook = register_optimizer_step_post_hook(lambda *call: steps.append(call))
-    cost = measure_step("tiny", "samed", 1, 2)
+    cost = measure_step("tiny", "samed", 1)
     hook.remove()
-    assert len(steps) == 3
+    assert len(steps) == 1 + TIMED
     assert 0 < cost.seconds < 10
     assert cost.peak_rss_bytes > 100 * MIB
 
 
-@pytest.mark.usefixtures("shipped", "one_tuner")
-def test_a_row_holds_what_the_process_said(monkeypatch):
-    asked = ending(monkeypatch, 0, '{"seconds": 1.5, "peak_rss_bytes": 300}\n')
-    (row,) = measure_tuners("tiny", 2, 3)
-    assert asked == [["-m", "redfree.measure.tuner_cost", "tiny", "samed", "2", "3"]]
-    assert (row.model, row.threads, row.status, row.step) == ("tiny", 2, "ok", StepCost(1.5, 300))
-    assert row.counts == count_parameters("tiny", "samed")
+@pytest.mark.usefixtures("shipped")
+def test_of_a_swap_encoding_alone_is_measured(monkeypatch):
+    steps, images, encode = [], [], PromptableModel.encode
+    monkeypatch.setattr(PromptableModel, "encode", lambda self, given: images.append(len(given)) or encode(self, given))
+    hook = register_optimizer_step_post_hook(lambda *call: steps.append(call))
+    cost = measure_step("tiny", "swap", 1)
+    hook.remove()
+    assert (steps, images) == ([], [1] * (1 + TIMED))
+    assert cost.seconds > 0
 
 
 @pytest.mark.usefixtures("shipped", "one_tuner")
-@pytest.mark.parametrize("end", ["kill -9 $$", 'echo "RuntimeError: can\'t allocate memory: 9 bytes" >&2; exit 1'])
-def test_a_process_without_memory_is_a_row(monkeypatch, tmp_path, end):
+def test_methods_take_turns_and_are_compared_within_a_round(monkeypatch):
+    says = iter([(1.0, 100), (3.0, 300), (2.0, 120), (4.0, 280)])
+    asked = ending(monkeypatch, lambda: (0, '{{"seconds": {}, "peak_rss_bytes": {}}}\n'.format(*next(says)), ""))
+    swap, samed = measure_tuners("tiny", 2, 2)
+    process = ["-m", "redfree.measure.tuner_cost", "tiny"]
+    assert asked == [[*process, "swap", "2"], [*process, "samed", "2"]] * 2
+    assert (swap.counts, swap.ratios) == (TunerCounts("swap", 0, 0, 0), (1.0, 1.0))
+    assert (samed.model, samed.threads, samed.status) == ("tiny", 2, "ok")
+    assert samed.turns == (StepCost(3.0, 300), StepCost(4.0, 280))
+    assert samed.ratios == (3.0, 2.0)
+    assert samed.counts == count_parameters("tiny", "samed")
+
+
+@pytest.mark.usefixtures("shipped", "one_tuner")
+@pytest.mark.parametrize("end", [(-9, ""), (1, "RuntimeError: can't allocate memory: 9 bytes")], ids=["kill", "torch"])
+def test_a_process_without_memory_is_a_row_and_is_not_tried_again(monkeypatch, end):
+    encoded = (0, '{"seconds": 1.0, "peak_rss_bytes": 300}\n', "")
+    ends = iter([encoded, (end[0], "", end[1]), encoded])
+    asked = ending(monkeypatch, lambda: next(ends))
+    _, samed = measure_tuners("tiny", 1, 2)
+    assert (samed.status, samed.turns, samed.ratios) == ("out of memory", (), ())
+    assert samed.counts.inserted > 0
+    assert [arguments[3] for arguments in asked] == ["swap", "samed", "swap"]
+
+
+@pytest.mark.usefixtures("shipped", "one_tuner")
+def test_a_process_that_the_system_kills_is_seen(monkeypatch, tmp_path):
     script = tmp_path / "python"
-    script.write_text(f"#!/bin/sh\n{end}\n")
+    script.write_text('#!/bin/sh\n[ "$4" = swap ] || kill -9 $$\necho \'{"seconds": 1.0, "peak_rss_bytes": 300}\'\n')
     script.chmod(0o755)
     monkeypatch.setattr(tuner_cost.sys, "executable", str(script))
-    (row,) = measure_tuners("tiny", 1, 1)
-    assert (row.status, row.step) == ("out of memory", None)
-    assert row.counts.inserted > 0
+    assert [row.status for row in measure_tuners("tiny", 1, 1)] == ["ok", "out of memory"]
 
 
 @pytest.mark.usefixtures("shipped", "one_tuner")
-def test_a_process_that_fails_otherwise_is_named(monkeypatch):
-    ending(monkeypatch, 1, "", "Traceback:\n  a line\nValueError: wrong\n")
-    with pytest.raises(ChildProcessError, match="tiny, samed: the measuring process failed: ValueError: wrong"):
-        measure_tuners("tiny", 1, 1)
-    ending(monkeypatch, -15)
-    with pytest.raises(ChildProcessError, match="ended with -15"):
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (
+            (1, "Traceback:\n  a line\nValueError: wrong\n"),
+            "tiny, swap: the measuring process failed: ValueError: wrong",
+        ),
+        ((-15, ""), "ended with -15"),
+        ((-9, ""), "tiny: encoding one image ran out of memory"),
+    ],
+)
+def test_without_encoding_there_is_nothing_to_compare_with(monkeypatch, end, message):
+    ending(monkeypatch, lambda: (end[0], "", end[1]))
+    with pytest.raises(ChildProcessError, match=message):
         measure_tuners("tiny", 1, 1)
 
 

@@ -49,6 +49,7 @@ class Batches:
     test: Mapping[str, str]
 
 
+@lru_cache
 def published_batches(dataset: str) -> Batches:
     """Files and MD5s of "cifar10" or "cifar100"."""
     # Takes seconds, and the options of a dataset are checked without its files.
