@@ -47,8 +47,7 @@ beside what a swap needs. Repeat with {command}.
 - **status**: a process that the machine had no memory for is `out of memory`.
 
 Weights are those of the package where they ship with it, else random. {rounds} rounds, in each of which every row has
-its turn in a process of its own: one step that warms up, then {timed} that are timed; s a step is the median over
-rounds of each process's median. Training uses the packages' own attention, encoding redfree's lean one. Machine: {cpu},
+its turn in a process of its own: a step that warms up, then {timed} timed; s a step is the median over rounds. Training uses the packages' own attention, encoding redfree's lean one. Machine: {cpu},
 {cores} cores, torch {torch}.
 
 ## Parameters on SAM ViT-B, beside the published ones
