@@ -154,7 +154,8 @@ def adapt(
     n_pairs: Annotated[int, typer.Option(min=1, max=16, help="N of the Top-N.")] = 10,
     folds: Annotated[int, typer.Option(min=2, help="Folds of the guard.")] = 5,
     method: Annotated[str, typer.Option(help="swap, a tuner such as samed, or samed+swap.")] = "swap",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes of a tuner over the images.")] = 25,
+    fit: Annotated[list[str] | None, typer.Option(help="Of a tuner's training: epochs=50, batch=2.")] = None,
+    tuner_options: Annotated[list[str] | None, typer.Option("--tuner-option", help="rank=8.")] = None,
     guard: Annotated[str, typer.Option(help="one_standard_error, k_fold, split_half or none.")] = "one_standard_error",
     strategy: Annotated[str, typer.Option(help="greedy, shortlist, racing or exhaustive.")] = "greedy",
     mask_threshold: Annotated[int | None, typer.Option(min=1, help="Masks: values from this on are object.")] = None,
@@ -191,7 +192,8 @@ def adapt(
         threads=threads,
         feature_cache=feature_cache,
         method=method,
-        epochs=epochs,
+        fit=settings_of("--fit", fit, "epochs=50"),
+        tuner_options=settings_of("--tuner-option", tuner_options, "rank=8"),
     )
     typer.echo((_adapt_swap if method == "swap" else _adapt_tuned)(chosen, cache_of(cache)))
     typer.echo(f"report: {out / 'report.md'}")

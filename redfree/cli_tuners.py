@@ -63,9 +63,9 @@ def merge(
 
 def tuner_costs(models: list[str], threads: list[int], rounds: int, out: Path) -> str:
     """Measures and writes what every tuner takes on some models, beside a swap; returns the table."""
-    from redfree.measure.tuner_cost import TIMED, count_parameters, measure_tuners
+    from redfree.measure.tuner_cost import count_parameters, measure_tuners
     from redfree.report.tuners import write_tuner_costs
     from redfree.tuners.catalogue import TUNERS
 
     costs = [row for name in models for count in threads for row in measure_tuners(name, count, rounds)]
-    return write_tuner_costs(costs, [count_parameters("sam_vit_b", tuner) for tuner in TUNERS], rounds, TIMED, out)
+    return write_tuner_costs(costs, [count_parameters("sam_vit_b", tuner) for tuner in TUNERS], rounds, out)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +19,13 @@ class Strict(BaseModel):
     """Frozen, and without fields that the schema does not name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def without_defaults(model: BaseModel, data: dict[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    """Serialised data less some fields that are at their defaults, so that hashes from before they existed hold."""
+    kinds = type(model).model_fields
+    unset = {name for name in fields if getattr(model, name) == kinds[name].get_default(call_default_factory=True)}
+    return {name: value for name, value in data.items() if name not in unset}
 
 
 def validate(kind: type[Validated], data: object, where: str) -> Validated:

@@ -55,7 +55,8 @@ class AdaptOptions:
         threads: torch threads.
         feature_cache: whether features are kept on disk, beside the search log.
         method: swap, the name of a tuner, or TUNER+swap.
-        epochs: passes of a tuner over the images.
+        fit: how a tuner is trained, as far as it is not as of `redfree.tuners.fit_options.FitParams`.
+        tuner_options: options of the tuner that are not at their default.
     """
 
     model: str
@@ -76,7 +77,8 @@ class AdaptOptions:
     threads: int = 2
     feature_cache: bool = True
     method: str = "swap"
-    epochs: int = 25
+    fit: Mapping[str, JsonValue] = field(default_factory=dict)
+    tuner_options: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,8 @@ def prepare_task(options: AdaptOptions, cache: Path) -> Task:
     Raises:
         UserError: a folder, an option of the model or the dataset is not usable.
     """
+    if options.method == "swap" and (options.fit or options.tuner_options):
+        raise UserError("--fit and --tuner-option belong to a tuner; name one with --method, such as samed+swap")
     require_writable(options.out)
     require_writable(cache)
     check_options(options.model, options.model_options)

@@ -14,8 +14,9 @@ from redfree.channels import ChannelMap
 from redfree.errors import unknown
 from redfree.tasks.segmentation import Counts
 from redfree.tuners.artefact import save_tuner
-from redfree.tuners.catalogue import TUNERS
+from redfree.tuners.catalogue import TUNERS, tuner_options
 from redfree.tuners.fit_options import FitParams
+from redfree.validation import validate
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,10 @@ def adapt_tuned(options: AdaptOptions, cache: Path) -> TunedAdaptation:
     methods = [*TUNERS, *(f"{name}+swap" for name in TUNERS)]
     if options.method not in methods:
         raise unknown("method", options.method, ["swap", *methods])
-    params = TunerParams(fit=FitParams(epochs=options.epochs), train_on="search").model_dump(mode="json")
+    tuner = options.method.partition("+")[0]
+    chosen = tuner_options(tuner, options.tuner_options).model_dump(mode="json", exclude_unset=True)
+    fit = validate(FitParams, dict(options.fit), "--fit")
+    params = TunerParams(fit=fit, options=chosen, train_on="search").model_dump(mode="json")
     parts = {"tuner": params, "swap": swap_params(options)}
     task = prepare_task(options, cache)
     alone = adapt_swap(task, cache)

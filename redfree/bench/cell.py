@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,8 @@ def measure(
         model = load_model(request.model, model_file, request.options)
         splits = load_splits(request, dataset)
     spec = spec_of(request, dataset, splits, model.checkpoint_sha256)
-    tuned = _tune(request, model, splits, stopwatch, tuner_folder)
+    build = partial(load_model, request.model, model_file, request.options)
+    tuned = _tune(request, model, splits, stopwatch, tuner_folder, build)
     with stopwatch.phase("encode"):
         setup = prepare(request, model, splits, log, _feature_cache(request, feature_folder))
     choice = choose(request, setup, stopwatch)
@@ -142,12 +144,19 @@ def measure(
 
 
 def _tune(
-    request: CellRequest, model: Model, splits: Splits, stopwatch: Stopwatch, folder: Path | None
+    request: CellRequest,
+    model: Model,
+    splits: Splits,
+    stopwatch: Stopwatch,
+    folder: Path | None,
+    build: Callable[[], Model],
 ) -> Tuned | None:
     if request.tuner is None or splits.train is None:
         return None
-    with stopwatch.phase("fit"):
-        return tune(request.tuner, model, splits.train, request.seed, folder)
+    with stopwatch.phase("fit") as elsewhere:
+        tuned = tune(request.tuner, model, splits.train, request.seed, folder, build)
+        elsewhere.extend(tuned.processes)
+    return tuned
 
 
 def _feature_cache(request: CellRequest, folder: Path | None) -> FeatureCache:

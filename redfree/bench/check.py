@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from redfree.bench.catalogue import SwapParams
+from redfree.bench.catalogue import SwapParams, TunerParams
 from redfree.bench.methods import build_search
 from redfree.bench.request import CellRequest
 from redfree.data.registry import SOURCES, DatasetUse, root_of
@@ -29,6 +29,8 @@ from redfree.search.shortlist import ShortlistSearch
 
 # Defects of one dataset that are listed before they are only counted.
 _LISTED = 5
+# A training step of an image takes at most so many times its encoding, see leaderboards/tuners.md.
+STEP_TO_ENCODING = 8.0
 # What cells of the same images have in common.
 _DATASET_FIELDS = ("task", "dataset", "dataset_options", "dataset_root", "protocol")
 
@@ -159,6 +161,8 @@ def _memory(
         most = max(_encoded(cell, images) for cell in requests if _model_key(cell) == _model_key(request))
         needed = found.peak_rss_bytes + most * found.feature_bytes
         detail = f"about {_gib(needed)} with the features of {most} images, {_gib(free)} are free"
+        if any(cell.tuner and _model_key(cell) == _model_key(request) for cell in requests):
+            detail += "; training takes more, see leaderboards/tuners.md"
         yield Finding(f"memory of {request.model}", needed < free, detail)
 
 
@@ -168,10 +172,13 @@ def _images(requests: Sequence[CellRequest]) -> dict[str, int]:
 
 
 def _test_size(request: CellRequest) -> int:
-    if request.protocol.n_test:
-        return request.protocol.n_test
+    return request.protocol.n_test or _split_size(request, "test")
+
+
+def _split_size(request: CellRequest, split: str) -> int:
+    """Images of a whole split; 0 where the dataset is not here."""
     try:
-        return len(request.open_dataset().load("test", None, 0))
+        return len(request.open_dataset().load(split, None, 0))
     except UserError:
         return 0
 
@@ -209,13 +216,33 @@ def _seconds(request: CellRequest, found: Probe, images: dict[str, int]) -> floa
     return _encoded(request, images) * found.encode_seconds + passes * (found.pass_seconds or 0.0)
 
 
+def _fit_seconds(known: Sequence[tuple[CellRequest, Probe]]) -> float:
+    """Time of every fit, which a tuner shares with the swap on top of it."""
+    fits, sizes = dict[str, float](), dict[str, int]()
+    for request, found in known:
+        if request.tuner is None:
+            continue
+        name, params = request.tuner
+        images = _key(request, *_DATASET_FIELDS) + params.model_dump_json(include={"n_train", "train_on"})
+        sizes[images] = sizes[images] if images in sizes else _train_size(request, params)
+        fit = f"{_model_key(request)} {images} {request.seed} {name} {params.model_dump_json()}"
+        fits[fit] = params.fit.epochs * sizes[images] * STEP_TO_ENCODING * found.encode_seconds
+    return sum(fits.values())
+
+
+def _train_size(request: CellRequest, params: TunerParams) -> int:
+    if params.train_on == "search":
+        return request.protocol.n_search
+    return params.n_train or _split_size(request, "train")
+
+
 def _time(requests: Sequence[CellRequest], costs: dict[str, Probe | None], images: dict[str, int]) -> Iterator[Finding]:
     known = [(request, found) for request in requests if (found := costs.get(_model_key(request))) is not None]
     if not known:
         return
-    total = sum(_seconds(request, found, images) for request, found in known)
+    total = sum(_seconds(request, found, images) for request, found in known) + _fit_seconds(known)
     detail = f"at most {total / 3600:.1f} h for {len(known)} of {len(requests)} cells, one at a time"
-    yield Finding("time", True, f"{detail}; where n_test is null, test images that are not here count as none")
+    yield Finding("time", True, f"{detail}; where n_test or n_train is null, images that are not here count as none")
 
 
 def _disk(missing: Sequence[str], cache: Path, results: Path) -> Iterator[Finding]:

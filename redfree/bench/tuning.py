@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -17,12 +18,13 @@ from redfree.data.schema import split_sha256
 from redfree.data.stored import StoredSample
 from redfree.errors import UserError
 from redfree.files import sha256_of, write_text
+from redfree.measure.phases import Phase
 from redfree.models.base import Model
 from redfree.models.promptable import PromptableModel
 from redfree.records import schema
-from redfree.tuners.artefact import TunerSpec, load_tuner, save_tuner, spec_of
+from redfree.tuners.artefact import TunerSpec, load_tuner, spec_of
 from redfree.tuners.base import Attachment
-from redfree.tuners.catalogue import attach_tuner, tuner_options
+from redfree.tuners.catalogue import tuner_options
 from redfree.tuners.fit_options import FitOptions
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class Tuned:
         spec: what its file says of it.
         sha256: hex SHA-256 of its file.
         bytes: size of its file.
+        processes: what each process of a fit on several devices took, where it was fitted now.
     """
 
     attachment: Attachment
@@ -46,6 +49,7 @@ class Tuned:
     spec: TunerSpec
     sha256: str
     bytes: int
+    processes: tuple[Phase, ...] = ()
 
     def record(self) -> schema.Fit:
         """What is recorded of the fit."""
@@ -60,7 +64,12 @@ class Tuned:
 
 
 def tune(
-    tuner: tuple[str, TunerParams], model: Model, samples: Sequence[StoredSample], seed: int, folder: Path | None
+    tuner: tuple[str, TunerParams],
+    model: Model,
+    samples: Sequence[StoredSample],
+    seed: int,
+    folder: Path | None,
+    build: Callable[[], Model],
 ) -> Tuned:
     """Fits a tuner to a model, which from then on computes with it.
 
@@ -70,55 +79,44 @@ def tune(
         samples: the training images.
         seed: seed of what the tuner inserts and of the order of the images.
         folder: where fitted tuners are kept and found, and fits that were stopped; None keeps nothing.
+        build: makes an equal model, for the processes of a fit on several devices.
 
     Raises:
-        UserError: the model is a function of the user's, which has no parameters to train; or an option is not valid.
+        UserError: the model is a function of the user's, which has no parameters to train; an option is not valid; or
+            there are fewer devices than asked for.
     """
     if not isinstance(model, PromptableModel):
         raise UserError(f"{model.name}: a tuner needs the model itself, not a function; choose one of `list models`")
-    if folder is None:
-        with TemporaryDirectory() as name:
-            return _tune(tuner, model, samples, seed, Path(name))
-    return _tune(tuner, model, samples, seed, folder)
+    with TemporaryDirectory() if folder is None else nullcontext(folder) as kept:
+        return _tune(tuner, model, samples, seed, Path(kept), cast(Callable[[], PromptableModel], build))
 
 
 def _tune(
-    tuner: tuple[str, TunerParams], model: PromptableModel, samples: Sequence[StoredSample], seed: int, folder: Path
+    tuner: tuple[str, TunerParams],
+    model: PromptableModel,
+    samples: Sequence[StoredSample],
+    seed: int,
+    folder: Path,
+    build: Callable[[], PromptableModel],
 ) -> Tuned:
     # Accelerate takes seconds to import, which cells without a tuner need not wait for.
-    from redfree.tuners.train import FitReport  # noqa: PLC0415
+    from redfree.tuners.fit_job import FitJob, report_of, run_job  # noqa: PLC0415
 
+    name, params = tuner
     key = _key(tuner, model, samples, seed)
     path, report_path = folder / f"{key}.safetensors", folder / f"{key}.json"
+    processes: tuple[Phase, ...] = ()
     if report_path.is_file() and path.is_file():
-        kept = json.loads(report_path.read_text("utf-8"))
-        attachment, report = load_tuner(path, model), FitReport(**{**kept, "losses": tuple(kept["losses"])})
+        attachment, report = load_tuner(path, model), report_of(json.loads(report_path.read_text("utf-8")))
     else:
-        attachment, report = _fit(tuner, model, samples, seed, path)
-        save_tuner(path, attachment, _spec(tuner, attachment, model))
-        path.with_suffix(".fit").unlink(missing_ok=True)
+        options = FitOptions(**params.fit.model_dump(), seed=seed)
+        job = FitJob(build, name, dict(params.options), samples, options, path.with_suffix(".fit"), path)
+        attachment, report, processes = run_job(job, model)
         write_text(report_path, json.dumps(asdict(report), sort_keys=True) + "\n")
-    spec, sha256 = _spec(tuner, attachment, model), sha256_of(path)
+    spec, sha256 = spec_of(name, tuner_options(name, params.options), attachment, model), sha256_of(path)
     model.checkpoint_sha256 = hashlib.sha256(f"{model.checkpoint_sha256} {sha256}".encode()).hexdigest()
     model.weights_changed()
-    return Tuned(attachment, report, spec, sha256, path.stat().st_size)
-
-
-def _fit(
-    tuner: tuple[str, TunerParams], model: PromptableModel, samples: Sequence[StoredSample], seed: int, path: Path
-) -> tuple[Attachment, FitReport]:
-    from redfree.tuners.train import fit  # noqa: PLC0415
-
-    name, params = tuner
-    torch.manual_seed(seed)
-    attachment = attach_tuner(name, model.module, tuner_options(name, params.options))
-    options = FitOptions(**params.fit.model_dump(), seed=seed)
-    return attachment, fit(model, attachment, samples, options, path.with_suffix(".fit"))
-
-
-def _spec(tuner: tuple[str, TunerParams], attachment: Attachment, model: PromptableModel) -> TunerSpec:
-    name, params = tuner
-    return spec_of(name, tuner_options(name, params.options), attachment, model)
+    return Tuned(attachment, report, spec, sha256, path.stat().st_size, processes)
 
 
 def _key(tuner: tuple[str, TunerParams], model: Model, samples: Sequence[StoredSample], seed: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,12 @@ _SAMPLE_SECONDS = 0.01
 class Phase:
     """What one phase took.
 
+    Memory is that of the process, or of the largest one where others worked for it, on several devices.
+
     Attributes:
         name: load, encode, search, guard, fit or evaluate.
         seconds: wall time.
-        peak_rss_bytes: highest resident memory of the process during the phase.
+        peak_rss_bytes: highest resident memory during the phase.
         peak_allocated_bytes: highest memory of tensors on the CUDA device, None without one.
         peak_reserved_bytes: highest memory held by the CUDA caching allocator, None without one.
     """
@@ -32,6 +34,18 @@ class Phase:
     peak_rss_bytes: int
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
+
+    def with_peaks_of(self, others: Sequence[Phase]) -> Phase:
+        """The same with the largest peaks of this phase and others."""
+        every = (self, *others)
+        resident = max(phase.peak_rss_bytes for phase in every)
+        allocated = _largest(phase.peak_allocated_bytes for phase in every)
+        reserved = _largest(phase.peak_reserved_bytes for phase in every)
+        return Phase(self.name, self.seconds, resident, allocated, reserved)
+
+
+def _largest(peaks: Iterable[int | None]) -> int | None:
+    return max((peak for peak in peaks if peak is not None), default=None)
 
 
 class _PeakResident:
@@ -68,15 +82,19 @@ class Stopwatch:
     phases: list[Phase] = field(default_factory=list)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Measures the block as one phase; nothing is kept where the block raises."""
+    def phase(self, name: str) -> Iterator[list[Phase]]:
+        """Measures the block as one phase; nothing is kept where the block raises.
+
+        The block is given a list, to which it adds the phases of other processes that worked for it.
+        """
+        elsewhere = list[Phase]()
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         peak, start = _PeakResident(), time.perf_counter()
         try:
-            yield
+            yield elsewhere
             if cuda:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - start
@@ -84,4 +102,4 @@ class Stopwatch:
             resident = peak.read()
         allocated = torch.cuda.max_memory_allocated() if cuda else None
         reserved = torch.cuda.max_memory_reserved() if cuda else None
-        self.phases.append(Phase(name, seconds, resident, allocated, reserved))
+        self.phases.append(Phase(name, seconds, resident, allocated, reserved).with_peaks_of(elsewhere))

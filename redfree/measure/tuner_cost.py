@@ -26,8 +26,9 @@ from redfree.tuners.train import FitOptions, fit
 
 # The side of the image: that of a photograph, which an encoder first brings to its own size.
 SIDE = 1024
-# Steps that a process times, after one that warms up; of SAM ViT-B one takes half a minute on two cores.
-TIMED = 1
+# Steps that a process times, after one that warms up: of a model that ships, which is small, and of any other, of which
+# one may take half a minute.
+TIMED_SMALL, TIMED_LARGE = 20, 1
 # The row to compare with: nothing is trained.
 SWAP = "swap"
 
@@ -71,6 +72,7 @@ class TunerCost:
         model: a key of `MODELS`.
         threads: torch threads.
         counts: its parameters.
+        timed: steps that each turn times.
         turns: what each round took; none where a process ran out of memory.
         ratios: of each round, its seconds divided by those of encoding for a swap.
     """
@@ -78,6 +80,7 @@ class TunerCost:
     model: str
     threads: int
     counts: TunerCounts
+    timed: int
     turns: tuple[StepCost, ...]
     ratios: tuple[float, ...]
 
@@ -140,7 +143,12 @@ def _cost_of(
 ) -> TunerCost:
     turns = tuple(turn for turn in found if turn is not None) if None not in found else ()
     ratios = tuple(turn.seconds / base.seconds for turn, base in zip(turns, encoded, strict=False))
-    return TunerCost(model, threads, counts, turns, ratios)
+    return TunerCost(model, threads, counts, timed_steps(model), turns, ratios)
+
+
+def timed_steps(model: str) -> int:
+    """How many steps of training a model are timed in a turn."""
+    return TIMED_SMALL if MODELS[model].ships else TIMED_LARGE
 
 
 def _step_apart(model: str, tuner: str, threads: int) -> StepCost | None:
@@ -170,25 +178,26 @@ def measure_step(model: str, tuner: str, threads: int) -> StepCost:
     with stopwatch.phase("measured"):
         loaded = load_model(model) if MODELS[model].ships else untrained_model(model)
         assert isinstance(loaded, PromptableModel)
-        ends = _encode(loaded) if tuner == SWAP else _fit(loaded, tuner)
+        steps = 1 + timed_steps(model)
+        ends = _encode(loaded, steps) if tuner == SWAP else _fit(loaded, tuner, steps)
     return StepCost(float(np.median(np.diff(ends))), stopwatch.phases[0].peak_rss_bytes)
 
 
-def _encode(model: PromptableModel) -> list[float]:
+def _encode(model: PromptableModel, times: int) -> list[float]:
     """Times at which an image had been encoded, without a gradient, as the search of a swap does once an image."""
     image, ends = _sample().image, list[float]()
-    for _ in range(1 + TIMED):
+    for _ in range(times):
         model.encode([image])
         ends.append(time.perf_counter())
     return ends
 
 
-def _fit(model: PromptableModel, tuner: str) -> list[float]:
+def _fit(model: PromptableModel, tuner: str, steps: int) -> list[float]:
     """Times at which an optimiser step had ended."""
     attachment, ends = attach_tuner(tuner, model.module, tuner_options(tuner, {})), list[float]()
     hook = register_optimizer_step_post_hook(lambda *_: ends.append(time.perf_counter()))
     try:
-        fit(model, attachment, [_sample()], FitOptions(epochs=1 + TIMED, batch=1))
+        fit(model, attachment, [_sample()], FitOptions(epochs=steps, batch=1))
     finally:
         hook.remove()
     return ends

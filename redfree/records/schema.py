@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import (
-    BaseModel,
     Field,
     FiniteFloat,
     JsonValue,
@@ -17,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from redfree.validation import Strict
+from redfree.validation import Strict, without_defaults
 
 SCHEMA_VERSION = 1
 
@@ -27,12 +25,6 @@ Interval = tuple[FiniteFloat, FiniteFloat]
 
 # Fields that came after the first records are written only where they are set: older run ids stay what they are.
 _LATER_PROTOCOL_FIELDS = ("prompt_components", "prompt_seed", "box_jitter", "outside_points")
-
-
-def _without_defaults(model: BaseModel, data: dict[str, Any], fields: Iterable[str]) -> dict[str, Any]:
-    kinds = type(model).model_fields
-    unset = {name for name in fields if getattr(model, name) == kinds[name].get_default(call_default_factory=True)}
-    return {name: value for name, value in data.items() if name not in unset}
 
 
 class Protocol(Strict):
@@ -82,7 +74,7 @@ class Protocol(Strict):
 
     @model_serializer(mode="wrap")
     def _keep_run_ids(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_defaults(self, handler(self), _LATER_PROTOCOL_FIELDS)
+        return without_defaults(self, handler(self), _LATER_PROTOCOL_FIELDS)
 
 
 class ModelSpec(Strict):
@@ -105,7 +97,7 @@ class DatasetSpec(Strict):
 
     @model_serializer(mode="wrap")
     def _keep_run_ids(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_defaults(self, handler(self), ("options",))
+        return without_defaults(self, handler(self), ("options",))
 
 
 class MethodSpec(Strict):

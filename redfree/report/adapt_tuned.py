@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
 from redfree.bench.adapt_tuned import TunedAdaptation
-from redfree.files import write_text
-from redfree.report.markdown import percent, with_interval
-from redfree.tasks.segmentation import METRICS, Counts
+from redfree.channels import ChannelMap
+from redfree.files import replace_atomically, write_text
+from redfree.report.adaptation import phase_table, score_table
+from redfree.report.examples import Segmentation, draw_examples
+from redfree.report.markdown import with_interval
 
 
 def verdict(found: TunedAdaptation) -> str:
@@ -25,13 +31,12 @@ def render_page(found: TunedAdaptation) -> str:
     method = record.spec.method.name
     tuner = method.partition("+")[0]
     rows = [
-        _row("unchanged model", alone.before, found),
-        _row("swap alone (`swap-alone.json`)", alone.after, found),
-        _row(f"{tuner} (`tuner.safetensors`)", found.tuner_counts, found),
+        ("unchanged model", alone.before),
+        ("swap alone (`swap-alone.json`)", alone.after),
+        (f"{tuner} (`tuner.safetensors`)", found.tuner_counts),
     ]
     if method != tuner:
-        rows.append(_row(f"{method} (`tuner.safetensors`, `swap.json`)", found.tuned_counts, found))
-    phases = "\n".join(f"| {p.name} | {p.seconds:.1f} | {p.peak_rss_bytes / 2**20:.0f} |" for p in record.phases)
+        rows.append((f"{method} (`tuner.safetensors`, `swap.json`)", found.tuned_counts))
     parameters = record.cost.trainable_params
     return f"""# {method} for {record.spec.model.name} on {record.spec.dataset.name}
 
@@ -39,9 +44,13 @@ def render_page(found: TunedAdaptation) -> str:
 
 Scores on {len(found.tuned_counts)} test images, which had no part in fitting or choosing anything (percent):
 
-| | {" | ".join(metric.name for metric in METRICS)} | mIoU gain, 95% interval |
-{"|---" * (len(METRICS) + 2)}|
-{chr(10).join(rows)}
+{score_table(rows, alone.before)}
+
+![what each makes of test images](report.png)
+
+Rows are test images at fixed quantiles of the gain of {method} over the swap alone.
+
+![loss of the fit](loss.png)
 
 The tuner was fitted to the {record.spec.protocol.n_search} search images, and the swap was chosen on the same ones.
 
@@ -49,20 +58,46 @@ The tuner was fitted to the {record.spec.protocol.n_search} search images, and t
 - fit: {record.cost.fit_seconds or 0:.1f} s; file: {(record.cost.artefact_bytes or 0) / 2**20:.2f} MiB
 - run {record.run_id}, seed {record.spec.seed}, weights {record.spec.model.checkpoint_sha256[:16]}
 
-| phase | seconds | peak resident MiB |
-|---|---|---|
-{phases}
+{phase_table(record)}
 
     redfree eval --model {record.spec.model.name} --tuner tuner.safetensors --swap swap.json --data FOLDER
 """
 
 
-def _row(name: str, counts: Counts, found: TunedAdaptation) -> str:
-    gain, (low, high) = found.alone.gain(counts)
-    shown = "" if counts is found.alone.before else with_interval(gain, low, high)
-    return f"| {name} | " + " | ".join(percent(metric.summarise(counts)) for metric in METRICS) + f" | {shown} |"
+def draw_picture(found: TunedAdaptation, path: Path) -> None:
+    """Draws test images at fixed quantiles of the gain over the swap alone: image, unchanged, swap, tuner, both."""
+    alone, tuned = found.alone.measurement, found.tuned
+    identity = ChannelMap(alone.setup.model.channels)
+    tuner, plus, _ = tuned.record.spec.method.name.partition("+")
+    ways = [
+        Segmentation("unchanged", alone.setup.test, identity, found.alone.before),
+        Segmentation("swap alone", alone.setup.test, alone.choice.maps[0], found.alone.after),
+        Segmentation(tuner, tuned.setup.test, identity, found.tuner_counts),
+    ]
+    if plus:
+        ways.append(Segmentation("with the swap on top", tuned.setup.test, tuned.choice.maps[0], found.tuned_counts))
+    draw_examples(ways, 1, verdict(found), path)
+
+
+def draw_losses(found: TunedAdaptation, path: Path) -> None:
+    """Draws the training loss of each epoch, and which epoch was taken."""
+    assert found.tuned.tuned is not None
+    report = found.tuned.tuned.report
+    figure = Figure(figsize=(6, 2.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    taken = report.best_epoch or len(report.losses)
+    axes.plot(range(1, len(report.losses) + 1), report.losses, marker=".")
+    axes.axvline(taken, linestyle=":", color="grey")
+    axes.set(xlabel=f"epoch; taken: {taken}", ylabel="training loss, Dice + BCE")
+    axes.grid(alpha=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    with replace_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=90)
 
 
 def write_report(found: TunedAdaptation, out: Path) -> None:
-    """Writes `report.md`."""
+    """Writes `report.png`, `loss.png` and `report.md`."""
+    draw_picture(found, out / "report.png")
+    draw_losses(found, out / "loss.png")
     write_text(out / "report.md", render_page(found))

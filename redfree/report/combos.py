@@ -38,7 +38,28 @@ def compare_combos(frame: pd.DataFrame) -> pd.DataFrame:
         for tuner in tuners:
             seeds = [seed for seed in group["seed"].unique() if all((p, seed) in gains for p in _parts(tuner))]
             row = {"model": model, "dataset": dataset, "tuner": tuner, "seeds": len(seeds)}
-            rows.append({**row, **_gains(tuner, gains, seeds), **_costs(group, tuner)})
+            rows.append({**row, **_gains(tuner, gains, seeds), **_guard(group, tuner)})
+    return pd.DataFrame(rows, dtype=object)
+
+
+def cost_combos(frame: pd.DataFrame) -> pd.DataFrame:
+    """Summarises what the swap and each tuner of a suite cost, over the seeds.
+
+    Args:
+        frame: what `load_frame` returned.
+
+    Returns:
+        One row for each (model, dataset, method): the swap alone where there is one, then every tuner that also has a
+        swap on top. Parameters, seconds of the fit and of the search, peak memory and size on disk; None where a method
+        has none, or nothing of it was measured.
+    """
+    rows = []
+    done = frame[frame["status"] == "ok"]
+    for (model, dataset), group in done.groupby(["model", "dataset"], sort=False):
+        labels = set(group["label"])
+        tuners = [label for label in group["label"].unique() if f"{label}{AND_SWAP}" in labels]
+        for method in [*({SWAP} & labels), *tuners]:
+            rows.append({"model": model, "dataset": dataset, "method": method, **_costs(group, method)})
     return pd.DataFrame(rows, dtype=object)
 
 
@@ -72,16 +93,33 @@ def _pooled(name: str, gains: pd.Series[float]) -> Row:
     return {name: float(per_image.mean()), f"{name}_low": low, f"{name}_high": high}
 
 
-def _costs(group: pd.DataFrame, tuner: str) -> Row:
-    alone, both = (group[group["label"] == label] for label in (tuner, f"{tuner}{AND_SWAP}"))
+def _guard(group: pd.DataFrame, tuner: str) -> Row:
+    judged = group[group["label"] == f"{tuner}{AND_SWAP}"]["guard_accepted"].dropna()
+    return {"guard_accepted": int(judged.sum()), "guard_judged": len(judged)}
+
+
+def _costs(group: pd.DataFrame, method: str) -> Row:
+    searching = method if method == SWAP else f"{method}{AND_SWAP}"
+    alone, searched = (group[group["label"] == label] for label in (method, searching))
     return {
-        "inserted_params": alone["inserted_params"].max(),
-        "trained_params": alone["trained_params"].max(),
-        "declared_params": alone["declared_params"].max(),
-        "fit_seconds": float(alone["fit_seconds"].median()),
-        "scoring_seconds": float(both["scoring_seconds"].median()),
-        "peak_memory_mib": float(alone["peak_rss_bytes"].max()) / 2**20,
-        "artefact_mib": float(alone["artefact_bytes"].max()) / 2**20,
-        "guard_accepted": int(both["guard_accepted"].dropna().sum()),
-        "guard_judged": int(both["guard_accepted"].notna().sum()),
+        **{name: _largest(alone[name]) for name in ("inserted_params", "trained_params", "declared_params")},
+        "fit_seconds": _median(alone["fit_seconds"]),
+        "scoring_seconds": _median(searched["scoring_seconds"]),
+        "peak_memory_mib": _mebibytes(_largest(alone["peak_rss_bytes"])),
+        "search_peak_memory_mib": _mebibytes(_largest(searched["peak_rss_bytes"])),
+        "artefact_mib": _mebibytes(_largest(alone["artefact_bytes"])),
     }
+
+
+def _largest(column: pd.Series[Any]) -> int | None:
+    known = column.dropna()
+    return int(known.max()) if len(known) else None
+
+
+def _median(column: pd.Series[Any]) -> float | None:
+    known = column.dropna()
+    return float(known.median()) if len(known) else None
+
+
+def _mebibytes(count: int | None) -> float | None:
+    return None if count is None else count / 2**20

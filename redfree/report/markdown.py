@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from redfree.report.combos import combines, compare_combos
+from redfree.report.combos import combines, compare_combos, cost_combos
 from redfree.report.strategies import compare_strategies, compares_strategies
 
 LEGEND = """\
@@ -45,7 +45,9 @@ the tuned model**: tuner + swap minus tuner. **interaction**: the gain of tuner 
 below 0 they find the same, above 0 they help each other. **guard**: on how many seeds it accepted the swap of the
 tuned model. **inserted**: parameters that the tuner adds. **by its authors' account**: all that the method trains.
 **moved**: those that the optimiser moves, which leaves out what a single mask never reaches. **fit s**, **search s**:
-medians over seeds, also where another cell had done it. **file MiB**: what was fitted, on disk."""
+medians over seeds, also where another cell had done it; the search of a tuner is that of the swap on the tuned model.
+**peak MiB**: the largest resident memory of any phase of any seed, **with search** that of the cells that searched too.
+**file MiB**: what was fitted, on disk; a swap is a list of pairs."""
 
 
 def render(title: str, frame: pd.DataFrame, board: pd.DataFrame) -> str:
@@ -63,8 +65,7 @@ def render(title: str, frame: pd.DataFrame, board: pd.DataFrame) -> str:
     if compares_strategies(frame):
         parts += ["## Search strategies", _table(compare_strategies(frame), _strategy_cells), STRATEGY_LEGEND]
     if combines(frame):
-        combos = compare_combos(frame)
-        tables = [_table(combos, cells) for cells in (_combo_cells, _combo_cost_cells)]
+        tables = [_table(compare_combos(frame), _combo_cells), _table(cost_combos(frame), _combo_cost_cells)]
         parts += ["## Tuners and the swap", *tables, COMBO_LEGEND]
     parts += ["## Records", _table(frame, _record_cells), "## Columns", LEGEND]
     return "\n\n".join(parts) + "\n"
@@ -200,13 +201,14 @@ def _combo_cost_cells(row: pd.Series[Any]) -> dict[str, str]:
     return {
         "model": row["model"],
         "dataset": row["dataset"],
-        "tuner": row["tuner"],
+        "method": row["method"],
         "inserted": number(row["inserted_params"], ",d"),
         "by its authors' account": number(row["declared_params"], ",d"),
         "moved": number(row["trained_params"], ",d"),
         "fit s": number(row["fit_seconds"], ",.1f"),
         "search s": number(row["scoring_seconds"], ",.1f"),
         "peak MiB": number(row["peak_memory_mib"], ",.0f"),
+        "with search": number(row["search_peak_memory_mib"], ",.0f"),
         "file MiB": number(row["artefact_mib"], ",.2f"),
     }
 

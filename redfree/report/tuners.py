@@ -47,7 +47,8 @@ beside what a swap needs. Repeat with {command}.
 - **status**: a process that the machine had no memory for is `out of memory`.
 
 Weights are those of the package where they ship with it, else random. {rounds} rounds, in each of which every row has
-its turn in a process of its own: a step that warms up, then {timed} timed; s a step is the median over rounds. Training uses the packages' own attention, encoding redfree's lean one. Machine: {cpu},
+its turn in a process of its own: a step that warms up, then steps that are timed, {timed}; s a step is the median over
+rounds of the medians of turns. Training uses the packages' own attention, encoding redfree's lean one. Machine: {cpu},
 {cores} cores, torch {torch}.
 
 ## Parameters on SAM ViT-B, beside the published ones
@@ -112,16 +113,13 @@ def _cut_off(count: int, published: str) -> str:
     return f"{math.floor(count * 10**decimals / 1000) / 10**decimals:,.{decimals}f}"
 
 
-def write_tuner_costs(
-    costs: Sequence[TunerCost], counts: Sequence[TunerCounts], rounds: int, timed: int, out: Path
-) -> str:
+def write_tuner_costs(costs: Sequence[TunerCost], counts: Sequence[TunerCounts], rounds: int, out: Path) -> str:
     """Writes `tuners.json` and `tuners.md`; returns the table of costs.
 
     Args:
         costs: what was measured.
         counts: parameters on SAM ViT-B.
         rounds: turns of each method.
-        timed: timed steps of a turn.
         out: folder.
     """
     models, threads = (dict.fromkeys(column) for column in zip(*((c.model, c.threads) for c in costs), strict=True))
@@ -129,9 +127,9 @@ def write_tuner_costs(
     tables = {"costs": [_cost_row(cost) for cost in costs], "counts": [_count_row(each) for each in counts]}
     data = {
         "rounds": rounds,
-        "timed_steps": timed,
         "costs": [{**asdict(cost), "status": cost.status} for cost in costs],
         "vit_b": [asdict(each) for each in counts],
     }
+    timed = ", ".join(dict.fromkeys(f"{cost.timed} of {cost.model}" for cost in costs))
     facts = {"command": f"`redfree speed {given} --rounds {rounds}`", "rounds": rounds, "timed": timed}
     return write_measured(out, "tuners", _TEXT, tables, data, **facts)["costs"]

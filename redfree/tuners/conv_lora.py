@@ -80,7 +80,7 @@ class ConvolvedLowRank(nn.Module):
         return F.linear((maps + self.mixture(maps)).movedim(1, -1), self.B)
 
 
-class TunedQkv(nn.Module):
+class ConvolvedQkv(nn.Module):
     """A fused projection (B, H, W, C) -> (B, H, W, 3 D) and what is added to it.
 
     Attributes:
@@ -112,6 +112,6 @@ def attach(module: nn.Module, options: Options) -> Attachment:
     if anatomy.decoder_name is None:
         raise UserError("conv-lora needs tokens in rows and columns: it is defined on segment_anything and sam2 alone")
     also = (anatomy.decoder_name,) if options.variant == "original" else ()
-    tuned = {name: TunedQkv(layer, options) for name, layer in tunable_qkv(anatomy).items()}
+    tuned = {name: ConvolvedQkv(layer, options) for name, layer in tunable_qkv(anatomy).items()}
     inserted = named((f"{block_label(name)}.qkv", qkv.change) for name, qkv in tuned.items())
     return Attachment(anatomy, inserted, parameters_of(anatomy, also), replace_modules(anatomy.module, tuned))

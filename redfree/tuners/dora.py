@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -60,8 +62,8 @@ def attach(module: nn.Module, options: Options) -> Attachment:
     It is defined on models of `segment_anything`, `sam2` and timm's vision transformers.
 
     Raises:
-        UserError: the model is none of these, or its blocks do not call a fused projection.
+        UserError: the model is none of these, or its blocks have no fused projection.
     """
     anatomy = anatomy_of(module)
     also = (anatomy.decoder_name,) if options.variant == "original" else ()
-    return attach_low_rank(anatomy, WeightDecomposed, options.rank, parameters_of(anatomy, also))
+    return attach_low_rank(anatomy, partial(WeightDecomposed, rank=options.rank), parameters_of(anatomy, also), {})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
-from redfree.validation import Strict
+from redfree.validation import Strict, without_defaults
 
 
 class FitParams(Strict):
@@ -19,6 +19,8 @@ class FitParams(Strict):
         weight_decay: of Adam, a part of the gradient (`torch.optim.Adam`), not decoupled from it.
         mixed_precision: format of matrix products under autocast; weights are float32.
         validation_part: share of the training samples that is held out to choose the best epoch; 0 takes the last one.
+        devices: processes that share a batch, each with its device. CUDA has not been tried: the development machine
+            has none.
     """
 
     epochs: int = Field(default=25, ge=1)
@@ -30,6 +32,11 @@ class FitParams(Strict):
         Literal["no", "bf16", "fp16"], BeforeValidator(lambda given: "no" if given is False else given)
     ] = "no"
     validation_part: float = Field(default=0.0, ge=0, lt=1)
+    devices: int = Field(default=1, ge=1)
+
+    @model_serializer(mode="wrap")
+    def _keep_run_ids(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, handler(self), ("devices",))
 
 
 class FitOptions(FitParams):
@@ -37,11 +44,8 @@ class FitOptions(FitParams):
 
     Attributes:
         seed: of the order of the samples, of dropout, and of which samples are held out.
-        devices: processes that share a batch, each with its device, started by `accelerate launch`. CUDA has not been
-            tried: the development machine has none.
         save_every: steps between saved states; None for those of an epoch.
     """
 
     seed: int = Field(default=0, ge=0)
-    devices: int = Field(default=1, ge=1)
     save_every: int | None = Field(default=None, ge=1)

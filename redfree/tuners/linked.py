@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from redfree.tuners.low_rank import LowRank
 from redfree.tuners.quaternion import QuaternionLinear
 
 # Of the authors' Adaptformer flavour.
@@ -62,59 +62,28 @@ class Link(nn.Module):
         return self.relation.scales(self.layer) + self.gamma
 
 
-class LinkedLora(nn.Module):
-    """A low-rank update of a linear layer, B H((CP + gamma) * A x), without a scale of its own.
+class LinkedLowRank(LowRank):
+    """A low-rank change with a link between its factors, B H((CP + gamma) * A x), without a scale of its own.
 
     The authors' code draws A and B alike, so that the model changes before it has learnt anything; their paper does not
-    say. Here B starts at 0, and A as LoRA's does.
+    say. Here B starts at 0, as LoRA's does.
 
     Attributes:
-        A: (r, inputs).
-        B: (outputs, r).
-        link: what is between them.
+        link: what is between the factors.
     """
 
-    def __init__(self, link: Link, inputs: int, outputs: int) -> None:
+    def __init__(self, layer: nn.Linear, rows: slice, link: Link) -> None:
         """Draws A."""
-        super().__init__()
-        rank = len(link.gamma)
-        self.A = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(rank, inputs), a=math.sqrt(5)))
-        self.B = nn.Parameter(torch.zeros(outputs, rank))
-        self.link = link
+        super().__init__(layer, rows, len(link.gamma))
+        self.link = link.to(layer.weight)
 
-    def delta(self) -> Tensor:
-        """The update as a matrix (outputs, inputs)."""
-        return self.B @ self.link.matrix() @ self.A
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """What the update adds to the layer's output for tokens (..., inputs)."""
+    def product_with(self, tokens: Tensor) -> Tensor:
+        """What the change adds for tokens (..., C)."""
         return F.linear(self.link(F.linear(tokens, self.A)), self.B)
 
-
-class LinkedProjection(nn.Module):
-    """A layer that makes queries, keys and values together, with updates of queries and values.
-
-    Attributes:
-        base: the layer.
-        q: update of the queries.
-        v: update of the values.
-    """
-
-    def __init__(self, base: nn.Linear, q: LinkedLora, v: LinkedLora) -> None:
-        """Takes the place of a layer."""
-        super().__init__()
-        self.base, self.q, self.v = base, q, v
-
-    @property
-    def weight(self) -> Tensor:
-        """The layer's weight with the updates; attention in timm's Eva multiplies by it, and calls no layer."""
-        queries, keys, values = self.base.weight.chunk(3)
-        return torch.cat([queries + self.q.delta(), keys, values + self.v.delta()])
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Queries, keys and values, one after another in the last dimension."""
-        queries, keys, values = self.base(tokens).chunk(3, dim=-1)
-        return torch.cat([queries + self.q(tokens), keys, values + self.v(tokens)], dim=-1)
+    def folded(self, layer: nn.Linear) -> Tensor:
+        """Weights (D, C) with which the rows of the layer alone give the same."""
+        return layer.weight[self.rows] + self.B @ self.link.matrix() @ self.A
 
 
 class LinkedAdapter(nn.Module):

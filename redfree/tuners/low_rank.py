@@ -8,7 +8,7 @@ it merges into the weight of that layer, which for DoRA it replaces, not into ro
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,10 @@ class LowRank(nn.Module):
         return layer.weight[self.rows] + self.B @ self.A
 
 
+# Makes the change of some rows of a layer, its queries or its values.
+MakeChange = Callable[[nn.Linear, slice], LowRank]
+
+
 class TunedQkv(nn.Module):
     """A fused projection (..., C) -> (..., 3 D), whose one product stays what it was, with queries and values changed.
 
@@ -65,40 +69,37 @@ class TunedQkv(nn.Module):
         v: that of the values, its last D.
     """
 
-    def __init__(self, layer: nn.Linear, change: type[LowRank], rank: int) -> None:
+    def __init__(self, layer: nn.Linear, change: MakeChange) -> None:
         super().__init__()
         third = layer.out_features // 3
         self.layer = layer
-        self.q = change(layer, slice(0, third), rank)
-        self.v = change(layer, slice(2 * third, 3 * third), rank)
+        self.q = change(layer, slice(0, third))
+        self.v = change(layer, slice(2 * third, 3 * third))
         self.train(layer.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight (3 D, C) with both changes; timm's Eva and BEiT multiply by it and never call the layer."""
+        _, keys, _ = self.layer.weight.chunk(3)
+        return torch.cat([self.q.folded(self.layer), keys, self.v.folded(self.layer)])
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Queries, keys and values (..., 3 D) of tokens (..., C)."""
         queries, keys, values = self.layer(tokens).chunk(3, dim=-1)
         return torch.cat([self.q(tokens, queries, self.layer), keys, self.v(tokens, values, self.layer)], dim=-1)
 
-    def fold(self) -> None:
-        """Writes both changes into the weight of the projection."""
-        for change in (self.q, self.v):
-            self.layer.weight[change.rows] = change.folded(self.layer)
-
 
 def tunable_qkv(anatomy: Anatomy) -> dict[str, nn.Linear]:
     """The fused projection of every block, by name in the model.
 
     Raises:
-        UserError: there is no block, or a block has none or reads its weight without calling it, so that a module in
-            its place would do nothing.
+        UserError: there is no block, or a block has none.
     """
     if not anatomy.blocks:
         raise UserError("the encoder has no blocks with a linear attn.qkv to tune; choose a vision transformer")
-    for name, block in anatomy.blocks.items():
+    for name in anatomy.blocks:
         if f"{name}.attn.qkv" not in anatomy.qkv:
             raise UserError(f"{name} has no linear attn.qkv to tune; choose a model that has, without a tuner on it")
-        attention = block.get_submodule("attn")
-        if getattr(attention, "q_bias", None) is not None and not getattr(attention, "qkv_bias_separate", False):
-            raise UserError(f"{name}.attn reads the weight of its qkv without calling it; choose a model that calls it")
     return dict(anatomy.qkv)
 
 
@@ -108,25 +109,27 @@ def block_label(name: str) -> str:
 
 
 def attach_low_rank(
-    anatomy: Anatomy, change: type[LowRank], rank: int, freed: Mapping[str, nn.Parameter]
+    anatomy: Anatomy, change: MakeChange, freed: Mapping[str, nn.Parameter], shared: Mapping[str, nn.Module]
 ) -> Attachment:
     """Changes the queries and values of every block; inserted parameters have names such as `blocks.3.q.A`.
+
+    Args:
+        anatomy: the model.
+        change: called for the queries of the first block, for its values, for the queries of the second, and so on.
+        freed: the model's own parameters that train too.
+        shared: by name, modules that changes of several blocks have in common.
 
     Raises:
         UserError: blocks of this model cannot be changed.
     """
-    tuned = {name: TunedQkv(layer, change, rank) for name, layer in tunable_qkv(anatomy).items()}
-    changes = [(f"{block_label(name)}.{part}", module) for name, qkv in tuned.items() for part, module in _parts(qkv)]
-    inserted = named(changes)
+    tuned = {name: TunedQkv(layer, change) for name, layer in tunable_qkv(anatomy).items()}
+    changes = [(f"{block_label(name)}.{part}", getattr(qkv, part)) for name, qkv in tuned.items() for part in "qv"]
+    inserted = named([*shared.items(), *changes])
     unmount = replace_modules(anatomy.module, tuned)
 
     def fold() -> None:
         for projection in tuned.values():
-            projection.fold()
+            projection.layer.weight.copy_(projection.weight)
         unmount()
 
     return Attachment(anatomy, inserted, freed, unmount, fold)
-
-
-def _parts(projection: TunedQkv) -> tuple[tuple[str, LowRank], tuple[str, LowRank]]:
-    return ("q", projection.q), ("v", projection.v)

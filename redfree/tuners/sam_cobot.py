@@ -7,6 +7,7 @@ heads are quaternions, as the paper's counts want them, where one of its two cod
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from typing import Any, Literal
 
 from pydantic import Field
@@ -15,7 +16,8 @@ from torch import nn
 from redfree.errors import UserError
 from redfree.tuners.anatomy import Anatomy, anatomy_of
 from redfree.tuners.base import Attachment, TunerOptions, named, parameters_of, replace_modules
-from redfree.tuners.linked import AdaptedMlp, Link, LinkedAdapter, LinkedLora, LinkedProjection, Relation
+from redfree.tuners.linked import AdaptedMlp, Link, LinkedAdapter, LinkedLowRank, Relation
+from redfree.tuners.low_rank import attach_low_rank
 
 _RANKS = {"lora": 4, "adapter": 16}
 
@@ -53,30 +55,12 @@ def attach(module: nn.Module, options: Options) -> Attachment:
 
 
 def _attach_lora(anatomy: Anatomy, freed: Mapping[str, nn.Parameter], rank: int) -> Attachment:
-    _require(anatomy, anatomy.qkv, "linear layer of queries, keys and values together")
-    relation = Relation(rank, 2 * len(anatomy.qkv))
-    projections = {
-        name: LinkedProjection(base, _lora(relation, 2 * number, base), _lora(relation, 2 * number + 1, base))
-        for number, (name, base) in enumerate(anatomy.qkv.items())
-    }
-    updates = [
-        (f"blocks.{number}.{part}", getattr(projection, part))
-        for number, projection in enumerate(projections.values())
-        for part in ("q", "v")
-    ]
-    unmount = replace_modules(anatomy.module, projections)
+    relation, numbers = Relation(rank, 2 * len(anatomy.qkv)), count()
 
-    def fold() -> None:
-        for projection in projections.values():
-            projection.base.weight.copy_(projection.weight)
-        unmount()
+    def linked(layer: nn.Linear, rows: slice) -> LinkedLowRank:
+        return LinkedLowRank(layer, rows, Link(relation, next(numbers)))
 
-    return Attachment(anatomy, named([("relation", relation), *updates]), freed, unmount, fold)
-
-
-def _lora(relation: Relation, layer: int, base: nn.Linear) -> LinkedLora:
-    update = LinkedLora(Link(relation, layer), base.in_features, base.out_features // 3)
-    return update.to(base.weight)
+    return attach_low_rank(anatomy, linked, freed, {"relation": relation})
 
 
 def _attach_adapter(anatomy: Anatomy, freed: Mapping[str, nn.Parameter], rank: int) -> Attachment:
@@ -85,7 +69,11 @@ def _attach_adapter(anatomy: Anatomy, freed: Mapping[str, nn.Parameter], rank: i
         for name, block in anatomy.blocks.items()
         if isinstance(mlp := getattr(block, "mlp", None), nn.Module)
     }
-    _require(anatomy, mlps, "MLP in a block")
+    if not mlps:
+        kind = type(anatomy.module).__name__
+        raise UserError(
+            f"sam-cobot: {kind} has no MLP in a block; use segment_anything, sam2 or timm's vision transformers"
+        )
     relation = Relation(rank, len(mlps))
     adapters = [_adapter(relation, number, mlp) for number, mlp in enumerate(mlps.values())]
     adapted = {name: AdaptedMlp(mlp, adapter) for (name, mlp), adapter in zip(mlps.items(), adapters, strict=True)}
@@ -97,9 +85,3 @@ def _attach_adapter(anatomy: Anatomy, freed: Mapping[str, nn.Parameter], rank: i
 def _adapter(relation: Relation, layer: int, mlp: nn.Module) -> LinkedAdapter:
     first = next(layer for layer in mlp.modules() if isinstance(layer, nn.Linear))
     return LinkedAdapter(Link(relation, layer), first.in_features).to(first.weight)
-
-
-def _require(anatomy: Anatomy, found: Mapping[str, nn.Module], what: str) -> None:
-    if not found:
-        kind = type(anatomy.module).__name__
-        raise UserError(f"sam-cobot: {kind} has no {what}; use segment_anything, sam2 or timm's vision transformers")

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 import redfree
 from redfree import cli
 from redfree.bench import adapt_tuned as module
-from redfree.bench.adapt import AdaptOptions
+from redfree.bench.adapt import AdaptOptions, adapt
 from redfree.bench.adapt_tuned import adapt_tuned, write_tuned_adaptation
 from redfree.bench.evaluation import EvalOptions, evaluate
 from redfree.data.procedural.scenes import draw
@@ -26,7 +26,7 @@ from redfree.tasks.segmentation import image_iou
 from redfree.tuners.artefact import read_tuner
 from redfree.tuners.catalogue import TUNERS
 
-QUICK = {"n_pairs": 2, "folds": 2, "threads": 1, "guard": "none", "epochs": 1}
+QUICK = {"n_pairs": 2, "folds": 2, "threads": 1, "guard": "none", "fit": {"epochs": 1}}
 
 EVERY = range(8)
 
@@ -82,14 +82,14 @@ def test_the_command_writes_all_and_its_report_begins_with_the_verdict(
 ):
     out = tmp_path / "out"
     where = ["--data", images(), "--out", out, "--model", "tiny", "--checkpoint", checkpoint, "--cache", tmp_path / "c"]
-    sizes = ["--n-pairs", "2", "--folds", "2", "--threads", "1", "--method", "samed+swap", "--epochs", "1"]
+    sizes = ["--n-pairs", "2", "--folds", "2", "--threads", "1", "--method", "samed+swap", "--fit", "epochs=1"]
     monkeypatch.setattr(sys, "argv", ["redfree", "adapt", *map(str, where + sizes)])
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert not left.value.code
     said, written = capsys.readouterr(), sorted(path.name for path in out.iterdir())
-    files = ["record.counts.csv", "record.json", "report.md", "swap-alone.json", "swap.json", "tuner.safetensors"]
-    assert written == files
+    pages = ["loss.png", "record.counts.csv", "record.json", "report.md", "report.png"]
+    assert written == [*pages, "swap-alone.json", "swap.json", "tuner.safetensors"]
     lines = said.out.splitlines()
     assert lines[1:] == [f"report: {out / 'report.md'}"]
     assert lines[0].startswith("samed+swap against the swap alone, 4 test images: ")
@@ -111,7 +111,7 @@ def test_the_command_writes_all_and_its_report_begins_with_the_verdict(
 @pytest.mark.parametrize("method", ["samed+swap", "decoder-only", "sam-adapter"])
 def test_what_was_written_scores_as_the_record_says(images, run, checkpoint, method):
     search, test = images("mine", range(4)), images("theirs", range(4, 8))
-    found, out = run(method, search=search, test=test, epochs=25)
+    found, out = run(method, search=search, test=test, fit={})
     record = read_record(out / "record.json")
     assert record.spec.dataset.split_sha256["train"] != record.spec.dataset.split_sha256["test"]
     base = {"model": "tiny", "checkpoint": checkpoint, "data": test, "threads": 1}
@@ -151,7 +151,7 @@ def test_the_tuner_is_fitted_to_the_images_that_choose(images, run):
 
 
 def test_the_worth_is_paired_over_images(images, run):
-    found, out = run("decoder-only+swap", data=images(), epochs=25)
+    found, out = run("decoder-only+swap", data=images(), fit={})
     gains = image_iou(found.tuned_counts) - image_iou(found.alone.after)
     mean, (low, high) = found.worth
     assert mean == pytest.approx(gains.mean(), abs=1e-12)
@@ -176,10 +176,35 @@ def test_the_verdict_is_that_of_the_interval(images, run, monkeypatch, interval,
     assert verdict(found).endswith(said)
 
 
+def test_the_fit_and_the_tuner_are_as_asked_for(images, run):
+    found, out = run("samed", data=images(), fit={"epochs": 3, "batch": 2}, tuner_options={"rank": 2})
+    assert (found.tuned.tuned.report.steps, len(found.tuned.tuned.report.losses)) == (6, 3)
+    spec, state = read_tuner(out / "tuner.safetensors")
+    assert spec.options == {"rank": 2}
+    assert state["blocks.0.q.A"].shape[0] == 2
+    assert found.tuned.record.spec.method.params["options"] == {"rank": 2}
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        ("samed", {"fit": {"epoch": 3}}, "^--fit: unknown field 'epoch'; did you mean 'epochs'?"),
+        ("samed", {"tuner_options": {"rank": 0}}, "^options of samed: field rank: "),
+        ("swap", {"fit": {"epochs": 3}}, "^--fit and --tuner-option belong to a tuner; name one with --method"),
+        ("swap", {"tuner_options": {"rank": 3}}, "^--fit and --tuner-option belong to a tuner; name one with --method"),
+    ],
+)
+def test_what_cannot_be_fitted_so_is_refused(images, tmp_path, checkpoint, method, given, message):
+    options = AdaptOptions("tiny", tmp_path / "out", checkpoint, data=images(), method=method, **given)
+    with pytest.raises(UserError, match=message):
+        (adapt if method == "swap" else adapt_tuned)(options, tmp_path / "cache")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_killed_adaptation_finds_its_tuner_again(images, run, monkeypatch):
     data = images()
     first, _ = run("samed", data=data)
-    monkeypatch.setattr("redfree.tuners.train.fit", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr("redfree.tuners.fit_job.fit", lambda *_: pytest.fail("fitted again"))
     second, _ = run("samed+swap", name="again", data=data)
     assert second.tuned.record.result.fit == first.tuned.record.result.fit
     assert np.array_equal(second.tuner_counts, first.tuned_counts)

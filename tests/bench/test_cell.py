@@ -57,6 +57,16 @@ def _tiny_ships(monkeypatch, tmp_path_factory, tiny_model, tiny_sam):
     torch.set_num_threads(1)
 
 
+class AuthorsDivision(ProceduralDataset):
+    """Searches on images that are tested, and says so."""
+
+    def load(self, split, count, seed):
+        return super().load("test" if split == "search" else split, count, seed)
+
+    def describe(self):
+        return {**super().describe(), "overlap": {"train": 0, "test": 3}}
+
+
 class SpyDataset(ProceduralDataset):
     """Keeps which splits were read, and can hand out another test split, or others in place of some."""
 
@@ -278,6 +288,15 @@ def test_a_test_image_that_trains_or_chooses_is_refused(trained_on, label, split
     with pytest.raises(UserError, match=rf"test image (\S+) shows the same as {split} image \1; remove one of the two"):
         measured(label, dataset=SpyDataset(**{split: "test"}))
     assert trained_on == [], "nothing is fitted before the images are checked"
+
+
+def test_a_division_that_overlaps_and_says_so_is_measured_but_trains_on_no_test_image(trained_on):
+    found = measured("swap-unguarded", dataset=AuthorsDivision("camouflaged"))
+    ids = [{sample.id for sample in part.samples} for part in (found.setup.choosing, found.setup.test)]
+    assert ids[0] & ids[1]
+    with pytest.raises(UserError, match="shows the same as train image"):
+        measured("samed", dataset=AuthorsDivision("camouflaged"), train_on="search")
+    assert trained_on == []
 
 
 @pytest.mark.parametrize("label", [label for label in CELLS if label != "oracle"])

@@ -9,7 +9,7 @@ from trees import chameleon, cod10k, isic2016
 
 from redfree import cli
 from redfree.bench import check as checking
-from redfree.bench.check import check
+from redfree.bench.check import STEP_TO_ENCODING, check
 from redfree.bench.suite import load_suite, plan
 from redfree.data import indexed
 from redfree.data.adapters.isic2016 import Isic2016
@@ -241,6 +241,22 @@ class TestProbes:
         methods = ("{name: swap}", f"{{name: samed+swap, params: {params}}}")
         found = of(findings(tmp_path, probes=True, methods=methods), "time")
         assert float(found[0][1].split()[2]) == (16 * 15 + 2**2) * 2 * 2
+
+    @pytest.mark.parametrize(
+        ("train", "images"),
+        [("n_train: 2", 2), ("train_on: search", 2), ("n_train: null", 3)],
+        ids=["some", "search", "all"],
+    )
+    def test_time_of_a_fit_counts_once_for_a_tuner_and_the_swap_on_top(self, tmp_path, timed, train, images):
+        timed[1]["costs"] = Probe(encode_seconds=360.0, pass_seconds=0.0, feature_bytes=1, peak_rss_bytes=1)
+        params = f"{{{train}, fit: {{epochs: 3}}}}"
+        both = f"{{name: samed, params: {params}}}, {{name: samed+swap, params: {{tuner: {params}}}}}"
+        methods = ("{name: swap}", both)
+        found = of(findings(tmp_path, probes=True, methods=methods), "time")
+        encoded = 3 + 3 + (3 + 2)  # of the baseline, of the tuner, and of both
+        assert float(found[0][1].split()[2]) == pytest.approx((encoded + 3 * images * STEP_TO_ENCODING) / 10, abs=0.06)
+        (memory,) = of(findings(tmp_path, probes=True, methods=methods), "memory of tiny")
+        assert memory[1].endswith("; training takes more, see leaderboards/tuners.md")
 
     def test_test_images_that_are_not_here_count_as_none(self, tmp_path, timed):
         timed[1]["costs"] = Probe(encode_seconds=3600.0, pass_seconds=0.0, feature_bytes=1, peak_rss_bytes=1)

@@ -10,6 +10,7 @@ from redfree.data.splits import AUTHORS
 from redfree.errors import UserError
 from redfree.records.schema import Protocol
 from redfree.search.guard import RULES
+from redfree.tuners.fit_options import FitParams
 
 ROOT = Path(__file__).parents[2]
 SUITE = """
@@ -215,6 +216,18 @@ class TestPaperSuites:
         assert all(dataset.options["protocol"] == "authors" for dataset in suite.datasets)
         assert suite.protocol.semantics == "sequential"
         assert len(plan(suite)) == 8 * 7 * 2
+
+    def test_tuners_are_the_papers_eight_alone_and_with_a_swap_trained_as_it_says(self):
+        cells = [cell for name in ("peft-paper", "peft-paper-coco") for cell in plan(load_suite(name))]
+        assert len({cell.title for cell in cells}) == len(cells) == 9 * 18
+        assert {cell.dataset for cell in cells} == {cell.dataset for cell in plan(load_suite("seg-paper"))}
+        assert ({cell.suite for cell in cells}, {cell.model for cell in cells}) == ({"peft-paper"}, {"sam_vit_b"})
+        of_combos = {cell.method.label for cell in plan(load_suite("combos"))}
+        assert {cell.method.label for cell in cells} == of_combos
+        fits = [cell.tuner[1] for cell in cells if cell.tuner]
+        assert {fit.fit for fit in fits} == {FitParams()}
+        assert {fit.n_train for fit in fits} == {None, AUTHORS["coco2017"].train}
+        assert all((cell.dataset == "coco2017") == (cell.tuner[1].n_train == 1814) for cell in cells if cell.tuner)
 
     @pytest.mark.parametrize(
         ("name", "task", "cells"), [("depth-paper", "depth", 4), ("cls-paper", "classification", 4)]

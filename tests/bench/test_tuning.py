@@ -20,7 +20,7 @@ from redfree.records.invariants import violations
 from redfree.records.schema import MethodSpec, Protocol
 from redfree.search.log import SearchLog
 from redfree.tasks.segmentation import count_pixels
-from redfree.tuners import train
+from redfree.tuners import fit_job
 from redfree.tuners.artefact import read_tuner
 from redfree.tuners.catalogue import TUNERS
 
@@ -43,13 +43,13 @@ def _tiny_ships(monkeypatch, tmp_path_factory, tiny_model, tiny_sam):
 @pytest.fixture
 def fits(monkeypatch):
     """The attachments that are fitted, in order."""
-    asked, real = [], train.fit
+    asked, real = [], fit_job.fit
 
     def spy(model, attachment, *given):
         asked.append(attachment)
         return real(model, attachment, *given)
 
-    monkeypatch.setattr(train, "fit", spy)
+    monkeypatch.setattr(fit_job, "fit", spy)
     return asked
 
 
@@ -269,4 +269,4 @@ def test_a_function_of_the_users_is_not_tuned():
         name = "pooled:build"
 
     with pytest.raises(UserError, match=r"^pooled:build: a tuner needs the model itself, not a function; choose one"):
-        tune(("samed", TunerParams()), Function(), [], 0, None)
+        tune(("samed", TunerParams()), Function(), [], 0, None, Function)

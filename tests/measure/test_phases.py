@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from redfree.measure import phases
-from redfree.measure.phases import Stopwatch
+from redfree.measure.phases import Phase, Stopwatch
 
 MIB = 2**20
 
@@ -55,3 +55,12 @@ def test_nothing_is_kept_where_the_block_raises(stopwatch):
     with stopwatch.phase("encode"):
         pass
     assert [phase.name for phase in stopwatch.phases] == ["encode"]
+
+
+def test_peaks_of_other_processes_that_worked_for_the_block_count(stopwatch):
+    with stopwatch.phase("fit") as elsewhere:
+        elsewhere.append(Phase("fit", 5.0, 2**50, 300, None))
+        elsewhere.append(Phase("fit", 9.0, 2**20, 200, 400))
+    (phase,) = stopwatch.phases
+    assert phase.seconds < 5
+    assert (phase.peak_rss_bytes, phase.peak_allocated_bytes, phase.peak_reserved_bytes) == (2**50, 300, 400)

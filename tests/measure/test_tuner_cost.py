@@ -6,7 +6,16 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from redfree.errors import UserError
 from redfree.measure import tuner_cost
-from redfree.measure.tuner_cost import TIMED, StepCost, TunerCounts, count_parameters, measure_step, measure_tuners
+from redfree.measure.tuner_cost import (
+    TIMED_LARGE,
+    TIMED_SMALL,
+    StepCost,
+    TunerCounts,
+    count_parameters,
+    measure_step,
+    measure_tuners,
+    timed_steps,
+)
 from redfree.models import weights
 from redfree.models.promptable import PromptableModel
 
@@ -48,7 +57,7 @@ def test_a_fit_of_the_real_loop_is_measured():
     hook = register_optimizer_step_post_hook(lambda *call: steps.append(call))
     cost = measure_step("tiny", "samed", 1)
     hook.remove()
-    assert len(steps) == 1 + TIMED
+    assert len(steps) == 1 + TIMED_SMALL
     assert 0 < cost.seconds < 10
     assert cost.peak_rss_bytes > 100 * MIB
 
@@ -60,7 +69,7 @@ def test_of_a_swap_encoding_alone_is_measured(monkeypatch):
     hook = register_optimizer_step_post_hook(lambda *call: steps.append(call))
     cost = measure_step("tiny", "swap", 1)
     hook.remove()
-    assert (steps, images) == ([], [1] * (1 + TIMED))
+    assert (steps, images) == ([], [1] * (1 + TIMED_SMALL))
     assert cost.seconds > 0
 
 
@@ -75,6 +84,7 @@ def test_methods_take_turns_and_are_compared_within_a_round(monkeypatch):
     assert (samed.model, samed.threads, samed.status) == ("tiny", 2, "ok")
     assert samed.turns == (StepCost(3.0, 300), StepCost(4.0, 280))
     assert samed.ratios == (3.0, 2.0)
+    assert (samed.timed, timed_steps("sam_vit_b")) == (TIMED_SMALL, TIMED_LARGE)
     assert samed.counts == count_parameters("tiny", "samed")
 
 

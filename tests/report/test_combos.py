@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from redfree.records.statistics import bootstrap_mean_ci95
-from redfree.report.combos import combines, compare_combos
+from redfree.report.combos import combines, compare_combos, cost_combos
 
 NAMES = ("tuner_gain", "swap_gain", "both_gain", "added_gain", "interaction")
 # Gains of three images, by method and seed.
@@ -94,7 +94,6 @@ def test_a_missing_part_leaves_no_figures(rows):
     (found,) = compare_combos(frame_of(alone, both)).to_dict("records")
     assert found["seeds"] == 0
     assert all(found[f"{name}{part}"] is None for name in NAMES for part in ("", "_low", "_high"))
-    assert found["inserted_params"] == 100
 
 
 @pytest.mark.parametrize("change", [{"status": "oom"}, {"image_gain": None}])
@@ -117,9 +116,24 @@ def test_models_and_datasets_are_apart(rows):
     assert second["interaction"] == pytest.approx(2 * first["interaction"])
 
 
-def test_costs_are_the_tuners_own_and_the_guard_that_of_both(rows):
+def test_the_guard_is_that_of_the_swap_on_the_tuned_model(rows):
     (found,) = compare_combos(frame_of(*rows)).to_dict("records")
-    assert (found["inserted_params"], found["trained_params"], found["declared_params"]) == (100, 90, 4100)
-    assert (found["fit_seconds"], found["scoring_seconds"]) == (12.0, 3.5)
-    assert (found["peak_memory_mib"], found["artefact_mib"]) == (3.0, 0.5)
     assert (found["guard_accepted"], found["guard_judged"]) == (1, 2)
+
+
+def test_costs_of_a_tuner_are_its_own_but_for_the_search_on_top(rows):
+    swap, samed = cost_combos(frame_of(*rows)).to_dict("records")
+    assert (swap["method"], samed["method"]) == ("swap", "samed")
+    assert (samed["inserted_params"], samed["trained_params"], samed["declared_params"]) == (100, 90, 4100)
+    assert (samed["fit_seconds"], samed["scoring_seconds"]) == (12.0, 3.5)
+    assert (samed["peak_memory_mib"], samed["search_peak_memory_mib"], samed["artefact_mib"]) == (3.0, 3.0, 0.5)
+    assert (swap["scoring_seconds"], swap["fit_seconds"], swap["declared_params"], swap["artefact_mib"]) == (
+        3.5,
+        *[None] * 3,
+    )
+
+
+def test_costs_without_a_swap_alone_or_a_tuner_with_one(rows):
+    alone, _, both = rows
+    found = cost_combos(frame_of(alone, both, rows_of("dora", ALONE)))
+    assert list(found["method"]) == ["samed"]

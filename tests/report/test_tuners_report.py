@@ -10,8 +10,8 @@ SAMED = TunerCounts("samed", 147_456, 4_212_016, 147_456)
 MEDSAM = TunerCounts("medsam", 0, 93_729_252, 93_177_216)
 TURNS = (StepCost(40.04, 3 * 2**30), StepCost(39.0, 2**30), StepCost(50.0, 2**30))
 COSTS = [
-    TunerCost("sam_vit_b", 2, SAMED, TURNS, (4.004, 3.5, 5.25)),
-    TunerCost("sam_vit_b", 2, MEDSAM, (), ()),
+    TunerCost("sam_vit_b", 2, SAMED, 1, TURNS, (4.004, 3.5, 5.25)),
+    TunerCost("sam_vit_b", 2, MEDSAM, 1, (), ()),
 ]
 
 
@@ -42,7 +42,7 @@ def test_published_counts_are_of_tuners():
 
 
 def test_a_killed_process_is_a_row_of_the_table(tmp_path):
-    table = write_tuner_costs(COSTS, [SAMED, MEDSAM], 3, 2, tmp_path)
+    table = write_tuner_costs(COSTS, [SAMED, MEDSAM], 3, tmp_path)
     done, killed = table.splitlines()[2:]
     assert cells(done)[2:] == [
         "samed",
@@ -58,20 +58,21 @@ def test_a_killed_process_is_a_row_of_the_table(tmp_path):
 
 
 def test_the_text_holds_both_tables_and_what_repeats_them(tmp_path):
-    table = write_tuner_costs(COSTS, [SAMED, MEDSAM], 3, 2, tmp_path)
+    table = write_tuner_costs(COSTS, [SAMED, MEDSAM], 3, tmp_path)
     text = (tmp_path / "tuners.md").read_text()
     assert table in text
     assert "`redfree speed --tuners sam_vit_b --threads 2 --rounds 3`" in text
     assert "3 rounds, in each of which every row has" in text
+    assert "steps that are timed, 1 of sam_vit_b;" in text
     samed, medsam = text.split("## Parameters")[1].strip().splitlines()[-2:]
     assert cells(samed) == ["samed", "147,456", "4,212,016", "147", "yes: inserted"]
     assert cells(medsam) == ["medsam", "0", "93,729,252", "93,735", f"no: {REASONS['medsam']}"]
 
 
 def test_the_file_holds_what_was_measured(tmp_path):
-    write_tuner_costs(COSTS, [SAMED, MEDSAM], 3, 2, tmp_path)
+    write_tuner_costs(COSTS, [SAMED, MEDSAM], 3, tmp_path)
     data = json.loads((tmp_path / "tuners.json").read_text())
-    assert (data["rounds"], data["timed_steps"]) == (3, 2)
+    assert (data["rounds"], data["costs"][0]["timed"]) == (3, 1)
     assert [cost["status"] for cost in data["costs"]] == ["ok", "out of memory"]
     assert data["costs"][0]["turns"][0] == {"seconds": 40.04, "peak_rss_bytes": 3 * 2**30}
     assert data["costs"][0]["ratios"] == [4.004, 3.5, 5.25]

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from redfree.tuners.linked import AdaptedMlp, Link, LinkedAdapter, LinkedLora, LinkedProjection, Relation
+from redfree.tuners.linked import AdaptedMlp, Link, LinkedAdapter, LinkedLowRank, Relation
+from redfree.tuners.low_rank import TunedQkv
 
 LAYERS, WIDTH = 6, 12
 RANKS = pytest.mark.parametrize("rank", [4, 8])
@@ -43,13 +44,17 @@ def test_at_the_start_every_scale_is_two(rank):
     torch.testing.assert_close(link(hidden), link.head(2 * hidden))
 
 
+def linked_qkv(base, relation, first):
+    layers = iter((first, first + 1))
+    return TunedQkv(base, lambda layer, rows: LinkedLowRank(layer, rows, Link(relation, next(layers))))
+
+
 @RANKS
 def test_an_update_of_a_projection(rank):
-    relation, base = Relation(rank, LAYERS), shaken(nn.Linear(WIDTH, 3 * 8))
-    q, v = (shaken(LinkedLora(Link(relation, layer), WIDTH, 8)) for layer in (2, 3))
-    projection, tokens = LinkedProjection(base, q, v), torch.randn(2, 3, 5, WIDTH, dtype=torch.float64)
+    projection = shaken(linked_qkv(nn.Linear(WIDTH, 3 * 8), Relation(rank, LAYERS), 2))
+    base, tokens = projection.layer, torch.randn(2, 3, 5, WIDTH, dtype=torch.float64)
     expected = base(tokens)
-    for start, layer, update in ((0, 2, q), (16, 3, v)):
+    for start, layer, update in ((0, 2, projection.q), (16, 3, projection.v)):
         for place in ((a, b, c) for a in range(2) for b in range(3) for c in range(5)):
             hidden = linked(update.link, layer, update.A @ tokens[place])
             expected[place][start : start + 8] += update.B @ hidden
@@ -60,12 +65,11 @@ def test_an_update_of_a_projection(rank):
 
 def test_an_update_starts_at_zero():
     base = nn.Linear(WIDTH, 24)
-    updates = [LinkedLora(Link(Relation(4, LAYERS), layer), WIDTH, 8) for layer in (0, 1)]
-    projection, tokens = LinkedProjection(base, *updates), torch.randn(1, 4, 4, WIDTH)
+    projection, tokens = linked_qkv(base, Relation(4, LAYERS), 0), torch.randn(1, 4, 4, WIDTH)
     assert torch.equal(projection(tokens), base(tokens))
     assert torch.equal(projection.weight, base.weight)
     # kaiming_uniform with a = sqrt(5): within 1 / sqrt(inputs).
-    assert 0.8 * WIDTH**-0.5 < updates[0].A.abs().max() <= WIDTH**-0.5
+    assert 0.8 * WIDTH**-0.5 < projection.q.A.abs().max() <= WIDTH**-0.5
 
 
 @RANKS
