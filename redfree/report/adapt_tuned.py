@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from redfree.bench.adapt_tuned import TunedAdaptation
 from redfree.channels import ChannelMap
 from redfree.files import replace_atomically, write_text
-from redfree.report.adaptation import phase_table, score_table
+from redfree.report.adaptation import guard_verdict, phase_table, score_table
 from redfree.report.examples import Segmentation, draw_examples
 from redfree.report.markdown import with_interval
 
@@ -52,7 +52,9 @@ Rows are test images at fixed quantiles of the gain of {method} over the swap al
 
 ![loss of the fit](loss.png)
 
-The tuner was fitted to the {record.spec.protocol.n_search} search images, and the swap was chosen on the same ones.
+The tuner was fitted to the {record.spec.protocol.n_search} search images, and swaps were chosen on the same ones.
+
+{_guards(found)}
 
 - parameters inserted: {parameters.inserted:,}; moved by the optimiser: {parameters.total:,}
 - fit: {record.cost.fit_seconds or 0:.1f} s; file: {(record.cost.artefact_bytes or 0) / 2**20:.2f} MiB
@@ -62,6 +64,14 @@ The tuner was fitted to the {record.spec.protocol.n_search} search images, and t
 
     redfree eval --model {record.spec.model.name} --tuner tuner.safetensors --swap swap.json --data FOLDER
 """
+
+
+def _guards(found: TunedAdaptation) -> str:
+    """What the guards say of the swap alone, and of the one on the tuned model where there is one."""
+    lines = [f"- Swap alone: {guard_verdict(found.alone.measurement.choice.guard, 'swap-alone.json')}"]
+    if "+" in found.tuned.record.spec.method.name:
+        lines.append(f"- Swap on the tuned model: {guard_verdict(found.tuned.choice.guard)}")
+    return "\n".join(lines)
 
 
 def draw_picture(found: TunedAdaptation, path: Path) -> None:

@@ -11,12 +11,17 @@ from redfree.files import write_text
 from redfree.records.schema import Record
 from redfree.report.examples import Segmentation, draw_examples
 from redfree.report.markdown import percent, with_interval
+from redfree.search.guard import GuardVerdict
 from redfree.tasks.segmentation import METRICS, Counts
 
 
 def verdict(adaptation: Adaptation) -> str:
     """One sentence: what the guard says and what that means for the user."""
-    guard = adaptation.measurement.choice.guard
+    return guard_verdict(adaptation.measurement.choice.guard)
+
+
+def guard_verdict(guard: GuardVerdict | None, file: str = "swap.json") -> str:
+    """One sentence: what a guard says of the swap in a file."""
     if guard is None:
         return "No guard was asked for: the search's choice is used whatever it does on other images."
     held_out = (
@@ -24,7 +29,7 @@ def verdict(adaptation: Adaptation) -> str:
     )
     if guard.accepted:
         return f"The guard accepts the swap: {held_out}."
-    return f"The guard answers **no swap**: {held_out}, not above its standard error. `swap.json` changes nothing."
+    return f"The guard answers **no swap**: {held_out}, not above its standard error. `{file}` changes nothing."
 
 
 def score_table(rows: Sequence[tuple[str, Counts]], before: Counts) -> str:

@@ -24,7 +24,8 @@ from redfree.models.sam2_nano import build_sam2_nano
 from redfree.records import statistics
 from redfree.records.invariants import violations
 from redfree.records.store import read_counts, read_record
-from redfree.report.adaptation import _masks, render_page, verdict, write_report
+from redfree.report.adaptation import render_page, verdict, write_report
+from redfree.report.examples import Segmentation
 from redfree.search.evaluate import SegmentationEvaluator
 from redfree.tasks.segmentation import count_pixels
 
@@ -327,7 +328,7 @@ def test_a_sam2_is_adapted_in_the_same_way(run, flat, tmp_path, monkeypatch):
     found = adapt(options, tmp_path / "cache")
     record, test = found.measurement.record, found.measurement.setup.test
     write_report(found, options.out)
-    drawn = _masks(test, ChannelMap(16), [0, 1])
+    drawn = Segmentation("", test, ChannelMap(16), np.zeros((2, 4))).masks([0, 1])
     assert [count_pixels(mask, s.mask) for mask, s in zip(drawn, test.samples, strict=False)] == [
         tuple(counts) for counts in found.before[:2].tolist()
     ]

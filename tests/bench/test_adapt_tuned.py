@@ -138,6 +138,19 @@ def test_a_tuner_alone_comes_with_a_swap_that_changes_nothing(images, run):
     assert "`swap.json`) |" not in page
 
 
+def test_the_page_says_what_the_guards_say(images, run):
+    data = images()
+    found, out = run("samed+swap", data=data, guard="k_fold")
+    alone, both = found.alone.measurement.choice.guard, found.tuned.choice.guard
+    page = (out / "report.md").read_text()
+    for name, guard, file in (("Swap alone", alone, "swap-alone"), ("Swap on the tuned model", both, "swap")):
+        (line,) = [line for line in page.splitlines() if line.startswith(f"- {name}: ")]
+        assert f"{100 * guard.gain:+.2f} [" in line
+        assert ("accepts" in line) == guard.accepted
+        assert (f"`{file}.json` changes nothing" in line) != guard.accepted
+    assert "Swap on the tuned" not in (run("samed", name="other", data=data)[1] / "report.md").read_text()
+
+
 def test_the_tuner_is_fitted_to_the_images_that_choose(images, run):
     found, out = run("samed+swap", data=images(), n_search=5)
     record, alone = found.tuned.record, found.alone.measurement.record
