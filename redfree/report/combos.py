@@ -10,7 +10,7 @@ import pandas as pd
 from redfree.records.statistics import bootstrap_mean_ci95
 from redfree.report.frame import Row
 
-SWAP, AND_SWAP = "swap", "+swap"
+SWAP, AND_SWAP, UNGUARDED = "swap", "+swap", "-unguarded"
 
 
 def combines(frame: pd.DataFrame) -> bool:
@@ -26,9 +26,9 @@ def compare_combos(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row for each (model, dataset, tuner): the gain over the unchanged model of tuner, swap and both, what the
-        swap adds on the tuned model, and the interaction, which is the gain of both minus the two gains; each with the
-        95% bootstrap interval over images of its mean over seeds. All are paired on the seeds and images that every
-        part of the difference has. Fractions; None where a part is missing.
+        swap adds on the tuned model, with the guard and always used, and the interaction, which is the gain of both
+        minus the two gains; each with the 95% bootstrap interval over images of its mean over seeds. All are paired on
+        the seeds and images that every part of the difference has. Fractions; None where a part is missing.
     """
     rows = []
     done = frame[frame["status"] == "ok"]
@@ -38,7 +38,7 @@ def compare_combos(frame: pd.DataFrame) -> pd.DataFrame:
         for tuner in tuners:
             seeds = [seed for seed in group["seed"].unique() if all((p, seed) in gains for p in _parts(tuner))]
             row = {"model": model, "dataset": dataset, "tuner": tuner, "seeds": len(seeds)}
-            rows.append({**row, **_gains(tuner, gains, seeds), **_guard(group, tuner)})
+            rows.append({**row, **_gains(tuner, gains, seeds), **_unguarded(tuner, gains), **_guard(group, tuner)})
     return pd.DataFrame(rows, dtype=object)
 
 
@@ -75,7 +75,7 @@ def _by_label_and_seed(group: pd.DataFrame) -> dict[tuple[str, int], Row]:
 def _gains(tuner: str, gains: dict[tuple[str, int], Any], seeds: list[int]) -> Row:
     if not seeds:
         names = ("tuner_gain", "swap_gain", "both_gain", "added_gain", "interaction")
-        return {f"{name}{part}": None for name in names for part in ("", "_low", "_high")}
+        return {key: value for name in names for key, value in _missing(name).items()}
     alone, swap, both = (pd.concat([gains[part, seed] for seed in seeds]) for part in _parts(tuner))
     differences = {
         "tuner_gain": alone,
@@ -85,6 +85,19 @@ def _gains(tuner: str, gains: dict[tuple[str, int], Any], seeds: list[int]) -> R
         "interaction": both - alone - swap,
     }
     return {key: value for name, series in differences.items() for key, value in _pooled(name, series).items()}
+
+
+def _unguarded(tuner: str, gains: dict[tuple[str, int], Any]) -> Row:
+    """What the swap adds on the tuned model where it is always used."""
+    label = f"{tuner}{AND_SWAP}{UNGUARDED}"
+    added = [
+        both - gains[tuner, seed] for (one, seed), both in gains.items() if one == label and (tuner, seed) in gains
+    ]
+    return _pooled("unguarded", pd.concat(added)) if added else _missing("unguarded")
+
+
+def _missing(name: str) -> Row:
+    return {f"{name}{part}": None for part in ("", "_low", "_high")}
 
 
 def _pooled(name: str, gains: pd.Series[float]) -> Row:

@@ -31,7 +31,7 @@ LABEL_ORDER = (
     "zero",
     "random-swap",
     "oracle",
-    *(label for tuner in TUNERS for label in (tuner, f"{tuner}+swap")),
+    *(label for tuner in TUNERS for label in (tuner, f"{tuner}+swap", f"{tuner}+swap-unguarded")),
 )
 # Columns that hold more than one value, which the CSV leaves out.
 NESTED = ("iou", "image_gain", "top", "trace")

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from redfree.files import replace_atomically
 
 _COLOURS = {"swap": "#0072b2", "swap-unguarded": "#56b4e9", "oracle": "#999999", "zero": "#e69f00"}
-_OTHER = "#d55e00"
+_TUNER = "#d55e00"
 
 
 def _draw_dataset(axes: Axes, title: str, rows: pd.DataFrame) -> None:
     for position, (_, row) in enumerate(rows.iterrows()):
-        colour = _COLOURS.get(row["label"], _OTHER)
+        # A tuner with a swap on top has the colour of the swap.
+        colour = _COLOURS.get(row["label"].rpartition("+")[2], _TUNER)
         axes.plot([100 * row["gain_low"], 100 * row["gain_high"]], [position] * 2, color=colour, linewidth=2)
         axes.plot(100 * row["gain"], position, "o", color=colour, markersize=7)
         seeds = [100 * gain for gain in row["gain_by_seed"].values()]
@@ -36,11 +37,11 @@ def save_png(figure: Figure, path: Path) -> None:
         figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
 
 
-def panel_grid(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, three in a row."""
+def panel_grid(count: int, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, three in a row, each of a height in inches."""
     columns = max(1, min(3, count))
     rows = max(1, -(-count // columns))
-    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
+    figure = Figure(figsize=(4.6 * columns, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid[count:]:
@@ -58,7 +59,8 @@ def draw_gains(board: pd.DataFrame, title: str, path: Path) -> None:
     """
     gained = board[board["gain"].notna() & (board["label"] != "baseline")]
     panels = list(gained.groupby(["model", "dataset"], sort=False))
-    figure, grid = panel_grid(len(panels))
+    longest = max((len(rows) for _, rows in panels), default=0)
+    figure, grid = panel_grid(len(panels), max(3.4, 1 + 0.17 * longest))
     for axes, ((model, dataset), rows) in zip(grid, panels, strict=True):
         _draw_dataset(axes, f"{dataset}, {model}", rows)
     figure.suptitle(f"{title}: mean over seeds with 95% interval; bars: seeds", fontsize=10)

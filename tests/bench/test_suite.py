@@ -229,6 +229,16 @@ class TestPaperSuites:
         assert {fit.n_train for fit in fits} == {None, AUTHORS["coco2017"].train}
         assert all((cell.dataset == "coco2017") == (cell.tuner[1].n_train == 1814) for cell in cells if cell.tuner)
 
+    def test_unguarded_combos_differ_in_the_guard_alone(self):
+        combos, unguarded = load_suite("combos"), load_suite("combos-unguarded")
+        assert unguarded.model_dump(exclude={"methods"}) == combos.model_dump(exclude={"methods"})
+        guarded = {cell.title: cell for cell in plan(combos) if cell.method.name.endswith("swap")}
+        found = {cell.title.replace("-unguarded", ""): cell for cell in plan(unguarded)}
+        assert found.keys() == guarded.keys()
+        for title, cell in found.items():
+            assert cell.searched[1] == {**guarded[title].searched[1], "guard": "none"}
+            assert cell.tuner == guarded[title].tuner
+
     @pytest.mark.parametrize(
         ("name", "task", "cells"), [("depth-paper", "depth", 4), ("cls-paper", "classification", 4)]
     )

@@ -116,6 +116,17 @@ def test_models_and_datasets_are_apart(rows):
     assert second["interaction"] == pytest.approx(2 * first["interaction"])
 
 
+def test_a_swap_that_is_always_used_is_paired_with_the_tuner_alone(rows):
+    unguarded = rows_of("samed+swap-unguarded", {0: [0.0, 0.125, 0.25], 1: [0.5, 0.0, 0.125]})
+    (found,) = compare_combos(frame_of(*rows, unguarded)).to_dict("records")
+    per_image = np.mean([[-0.25, 0.0, 0.25], [0.0, -0.25, 0.0]], axis=0)
+    check(found, {**over_seeds(0, 1), "unguarded": per_image})
+    (without,) = compare_combos(frame_of(*rows)).to_dict("records")
+    assert [without[f"unguarded{part}"] for part in ("", "_low", "_high")] == [None] * 3
+    (one_seed,) = compare_combos(frame_of(*rows, unguarded[:1])).to_dict("records")
+    check(one_seed, {"unguarded": np.array([-0.25, 0.0, 0.25])})
+
+
 def test_the_guard_is_that_of_the_swap_on_the_tuned_model(rows):
     (found,) = compare_combos(frame_of(*rows)).to_dict("records")
     assert (found["guard_accepted"], found["guard_judged"]) == (1, 2)
