@@ -27,7 +27,7 @@ def _draw_dataset(axes: Axes, title: str, rows: pd.DataFrame) -> None:
     axes.set_yticks(range(len(rows)), rows["label"])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_title(title, fontsize=10)
-    axes.set_xlabel("test mIoU gain over the baseline, points")
+    axes.set_xlabel("test mIoU gain, points")
     axes.grid(axis="x", alpha=0.3)
 
 
@@ -37,11 +37,11 @@ def save_png(figure: Figure, path: Path) -> None:
         figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
 
 
-def panel_grid(count: int, height: float = 3.4) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, three in a row, each of a height in inches."""
+def panel_grid(count: int, width: float = 4.6, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, three in a row, each of a size in inches."""
     columns = max(1, min(3, count))
     rows = max(1, -(-count // columns))
-    figure = Figure(figsize=(4.6 * columns, height * rows), layout="constrained")
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid[count:]:
@@ -59,8 +59,9 @@ def draw_gains(board: pd.DataFrame, title: str, path: Path) -> None:
     """
     gained = board[board["gain"].notna() & (board["label"] != "baseline")]
     panels = list(gained.groupby(["model", "dataset"], sort=False))
-    longest = max((len(rows) for _, rows in panels), default=0)
-    figure, grid = panel_grid(len(panels), max(3.4, 1 + 0.17 * longest))
+    most = max((len(rows) for _, rows in panels), default=0)
+    widest = max((len(label) for label in gained["label"]), default=0)
+    figure, grid = panel_grid(len(panels), max(4.6, 3 + 0.09 * widest), max(3.4, 1 + 0.17 * most))
     for axes, ((model, dataset), rows) in zip(grid, panels, strict=True):
         _draw_dataset(axes, f"{dataset}, {model}", rows)
     figure.suptitle(f"{title}: mean over seeds with 95% interval; bars: seeds", fontsize=10)
