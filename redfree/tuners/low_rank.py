@@ -79,7 +79,7 @@ class TunedQkv(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight (3 D, C) with both changes; timm's Eva and BEiT multiply by it and never call the layer."""
+        """The weight (3 D, C) with both changes; Eva-02 and BEiT in timm multiply by it and never call the layer."""
         _, keys, _ = self.layer.weight.chunk(3)
         return torch.cat([self.q.folded(self.layer), keys, self.v.folded(self.layer)])
 
