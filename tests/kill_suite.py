@@ -2,7 +2,7 @@
 
     python tests/kill_suite.py seg --reference run/results --out run/killed --kills 10 --longest 120
 
-Exits with 1 where a record differs in anything but times and memory.
+Exits with 1 where a record differs in anything but times, memory and the commit, or where there is nothing to compare.
 """
 
 import argparse
@@ -15,7 +15,14 @@ import sys
 import time
 from pathlib import Path
 
-VOLATILE = {"created_at", "seconds", "scoring_seconds", "peak_rss_bytes", "peak_allocated_bytes", "peak_reserved_bytes"}
+from redfree.bench.run import jobs_of
+from redfree.bench.suite import load_suite, plan
+from redfree.records.store import counts_path
+
+VOLATILE = {
+    *("created_at", "seconds", "scoring_seconds", "fit_seconds", "git_commit", "git_dirty"),
+    *("peak_rss_bytes", "peak_allocated_bytes", "peak_reserved_bytes"),
+}
 
 
 def without_volatile(node):
@@ -25,21 +32,25 @@ def without_volatile(node):
     return [without_volatile(item) for item in node] if isinstance(node, list) else node
 
 
-def differences(reference, other, only):
-    """How many records and counts were compared, and those that are missing on one side or differ."""
+def files_of(suite, only, results):
+    """The records of the cells of a suite whose title contains a text, and their raw counts, below the results."""
+    jobs = jobs_of([cell for cell in plan(load_suite(suite)) if only in cell.title], results)
+    return sorted(path.relative_to(results) for job in jobs for path in (job.path, counts_path(job.path)))
+
+
+def differences(names, reference, other):
+    """Of some files, those that are missing on one side or differ."""
     found = []
-    names = {p.relative_to(root) for root in (reference, other) for p in root.rglob("*") if p.is_file()}
-    names = {name for name in names if only in name.as_posix()}
-    for name in sorted(names):
+    for name in names:
         first, second = reference / name, other / name
         if not (first.exists() and second.exists()):
-            found.append(f"{name}: only in {reference if first.exists() else other}")
+            found.append(f"{name}: not in {other if first.exists() else reference}")
         elif name.suffix == ".json":
             if without_volatile(json.loads(first.read_text())) != without_volatile(json.loads(second.read_text())):
                 found.append(f"{name}: differs")
         elif first.read_bytes() != second.read_bytes():
             found.append(f"{name}: differs")
-    return len(names), found
+    return found
 
 
 def run_and_kill(command, seconds):
@@ -61,7 +72,7 @@ def main():
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--longest", type=float, default=120.0, help="seconds, at most, before a kill")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="only cells of this dataset or method")
+    parser.add_argument("--only", default="", help="only cells whose model/dataset/method/seed contains it")
     parser.add_argument("--parallel", type=int, default=2)
     options = parser.parse_args()
     shutil.rmtree(options.out, ignore_errors=True)
@@ -77,10 +88,11 @@ def main():
         print(f"kill {kill + 1}: after {seconds:.1f} s, {records} records, exit {code}", flush=True)
     code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
     litter = [str(p) for p in options.out.rglob("*.part")]
-    total, found = differences(options.reference / options.suite, results / options.suite, options.only)
-    print(f"finished with {code} after {time.perf_counter() - start:.0f} s; {total} files compared")
+    names = files_of(options.suite, options.only, results)
+    found = differences(names, options.reference, results)
+    print(f"finished with {code} after {time.perf_counter() - start:.0f} s; {len(names)} files compared")
     print("\n".join([*found, *(f"litter: {p}" for p in litter)]) or "all equal but for times and memory")
-    sys.exit(1 if found or code else 0)
+    sys.exit(1 if found or litter or code or not names else 0)
 
 
 if __name__ == "__main__":
