@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass
@@ -16,6 +18,7 @@ from typing import Any
 
 import dill
 import torch
+from accelerate.utils import patch_environment
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from redfree.data.stored import AnySegmentationSample
@@ -95,9 +98,12 @@ def run_job(job: FitJob, model: PromptableModel) -> tuple[Attachment, FitReport,
 
 def _run_in_processes(job: FitJob, threads: int) -> tuple[FitReport, tuple[Phase, ...]]:
     with TemporaryDirectory() as folder:
+        given = (dill.dumps(job), _free_port(), folder)
+        # Read when torch is imported. Its warning of unused parameters is of a prompt encoder that some prompts leave.
+        quiet = {"omp_num_threads": threads, "mkl_num_threads": threads, "torch_cpp_log_level": "ERROR"}
         try:
-            given = (dill.dumps(job), threads, _free_port(), folder)
-            spawn(_work, given, nprocs=job.fit.devices)  # type: ignore[no-untyped-call]
+            with patch_environment(**quiet):
+                spawn(_work, given, nprocs=job.fit.devices)  # type: ignore[no-untyped-call]
         except ProcessExitedException as error:
             if error.signal_name == signal.SIGKILL.name:
                 raise MemoryError(f"process {error.error_index} of the fit was killed") from None
@@ -115,10 +121,10 @@ def report_of(data: dict[str, Any]) -> FitReport:
     return FitReport(**{**data, "losses": tuple(data["losses"])})
 
 
-def _work(rank: int, pickled: bytes, threads: int, port: int, folder: str) -> None:
+def _work(rank: int, pickled: bytes, port: int, folder: str) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     job: FitJob = dill.loads(pickled)
     _take_place(rank, job.fit.devices, port)
-    torch.set_num_threads(threads)
     stopwatch = Stopwatch()
     # One process alone shows how far the fit is.
     with redirect_stderr(io.StringIO()) if rank else nullcontext():
@@ -133,6 +139,14 @@ def _work(rank: int, pickled: bytes, threads: int, port: int, folder: str) -> No
         job.save(model, attachment)
     said = {"report": asdict(report), "phase": asdict(stopwatch.phases[0])}
     _said(folder, rank).write_text(json.dumps(said), "utf-8")
+
+
+def _end_with_parent() -> None:
+    # Torch sends SIGINT, which is ignored where a shell started the parent in the background.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _take_place(rank: int, processes: int, port: int) -> None:

@@ -2,10 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from fitworld import close, make_samples, quick, same
@@ -103,6 +107,53 @@ def test_a_fit_whose_processes_died_goes_on(job, tmp_path):
     resumed, after, _ = ran(died)
     assert same(resumed, whole)
     assert after.losses == report.losses
+
+
+PARENT = """
+import sys
+from functools import partial
+from pathlib import Path
+from fitworld import make_samples, quick
+from redfree.tuners.fit_job import FitJob, run_job
+
+def build(folder):
+    import os
+    from redfree.models.nano import NanoArchitecture, build_nano
+    from tinyworld import make_model
+
+    (folder / f"{os.getpid()}.pid").touch()
+    return make_model(build_nano(NanoArchitecture(64, 16, 16, 32, 2, 2, 32)).eval())
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    fit = quick(devices=2, epochs=100000, save_every=1)
+    paths = folder / "a.fit", folder / "a.safetensors"
+    run_job(FitJob(partial(build, folder), "samed", {}, make_samples(), fit, *paths), build(folder))
+"""
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    """Also where that one ignores SIGINT, as whatever a shell starts in the background does."""
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ignoring = ["env", "--ignore-signal=INT", sys.executable, script, tmp_path]
+    parent = subprocess.Popen(ignoring, env=paths, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: (tmp_path / "a.fit").exists())
+    finally:
+        parent.kill()
+        parent.wait()
+    started = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    assert len(started) == 3, "the parent builds a model too"
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in started))
+
+
+def wait_for(happens, seconds=60):
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_what_a_process_refuses_is_one_line(job):
