@@ -103,17 +103,17 @@ def _tune(
     from redfree.tuners.fit_job import FitJob, report_of, run_job  # noqa: PLC0415
 
     name, params = tuner
-    key = _key(tuner, model, samples, seed)
+    options, key = tuner_options(name, params.options), _key(tuner, model, samples, seed)
     path, report_path = folder / f"{key}.safetensors", folder / f"{key}.json"
     processes: tuple[Phase, ...] = ()
     if report_path.is_file() and path.is_file():
         attachment, report = load_tuner(path, model), report_of(json.loads(report_path.read_text("utf-8")))
     else:
-        options = FitOptions(**params.fit.model_dump(), seed=seed)
-        job = FitJob(build, name, dict(params.options), samples, options, path.with_suffix(".fit"), path)
+        fit = FitOptions(**params.fit.model_dump(), seed=seed)
+        job = FitJob(build, name, options, samples, fit, path.with_suffix(".fit"), path)
         attachment, report, processes = run_job(job, model)
         write_text(report_path, json.dumps(asdict(report), sort_keys=True) + "\n")
-    spec, sha256 = spec_of(name, tuner_options(name, params.options), attachment, model), sha256_of(path)
+    spec, sha256 = spec_of(name, options, attachment, model), sha256_of(path)
     model.checkpoint_sha256 = hashlib.sha256(f"{model.checkpoint_sha256} {sha256}".encode()).hexdigest()
     model.weights_changed()
     return Tuned(attachment, report, spec, sha256, path.stat().st_size, processes)

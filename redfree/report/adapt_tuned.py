@@ -10,10 +10,11 @@ from matplotlib.ticker import MaxNLocator
 
 from redfree.bench.adapt_tuned import TunedAdaptation
 from redfree.channels import ChannelMap
-from redfree.files import replace_atomically, write_text
+from redfree.files import write_text
 from redfree.report.adaptation import guard_verdict, phase_table, score_table
 from redfree.report.examples import Segmentation, draw_examples
 from redfree.report.markdown import with_interval
+from redfree.report.plot import save_png
 
 
 def verdict(found: TunedAdaptation) -> str:
@@ -102,8 +103,7 @@ def draw_losses(found: TunedAdaptation, path: Path) -> None:
     axes.set(xlabel=f"epoch; taken: {taken}", ylabel="training loss, Dice + BCE")
     axes.grid(alpha=0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    with replace_atomically(path) as file:
-        figure.savefig(file, format="png", dpi=90)
+    save_png(figure, path, dpi=90)
 
 
 def write_report(found: TunedAdaptation, out: Path) -> None:

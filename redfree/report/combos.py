@@ -34,8 +34,7 @@ def compare_combos(frame: pd.DataFrame) -> pd.DataFrame:
     done = frame[frame["status"] == "ok"]
     for (model, dataset), group in done.groupby(["model", "dataset"], sort=False):
         gains = {key: one["image_gain"] for key, one in _by_label_and_seed(group).items()}
-        tuners = [label for label in group["label"].unique() if f"{label}{AND_SWAP}" in set(group["label"])]
-        for tuner in tuners:
+        for tuner in _combined(group):
             seeds = [seed for seed in group["seed"].unique() if all((p, seed) in gains for p in _parts(tuner))]
             row = {"model": model, "dataset": dataset, "tuner": tuner, "seeds": len(seeds)}
             rows.append({**row, **_gains(tuner, gains, seeds), **_unguarded(tuner, gains), **_guard(group, tuner)})
@@ -56,11 +55,15 @@ def cost_combos(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     done = frame[frame["status"] == "ok"]
     for (model, dataset), group in done.groupby(["model", "dataset"], sort=False):
-        labels = set(group["label"])
-        tuners = [label for label in group["label"].unique() if f"{label}{AND_SWAP}" in labels]
-        for method in [*({SWAP} & labels), *tuners]:
+        for method in [*({SWAP} & set(group["label"])), *_combined(group)]:
             rows.append({"model": model, "dataset": dataset, "method": method, **_costs(group, method)})
     return pd.DataFrame(rows, dtype=object)
+
+
+def _combined(group: pd.DataFrame) -> list[str]:
+    """The tuners that are there with a swap on top too."""
+    labels = list(dict.fromkeys(group["label"]))
+    return [label for label in labels if f"{label}{AND_SWAP}" in labels]
 
 
 def _parts(tuner: str) -> tuple[str, str, str]:

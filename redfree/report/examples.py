@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from redfree.channels import ChannelMap
 from redfree.data.stored import AnySegmentationSample
-from redfree.files import replace_atomically
 from redfree.report.markdown import percent
+from redfree.report.plot import save_png
 from redfree.search.evaluate import SegmentationEvaluator
 from redfree.tasks.segmentation import Counts, image_iou
 
@@ -76,8 +76,7 @@ def draw_examples(ways: Sequence[Segmentation], base: int, title: str, path: Pat
         for axes, way, found, score in zip(row[1:], ways, masks, scores, strict=True):
             _draw(axes, samples[d], found[number], f"{way.name}: IoU {percent(score[d])}")
     figure.suptitle(f"{title}\ncyan: truth, orange: prediction, red: prompt")
-    with replace_atomically(path) as file:
-        figure.savefig(file, format="png", dpi=90)
+    save_png(figure, path, dpi=90)
 
 
 def _example_images(gains: NDArray[np.float64]) -> list[tuple[int, str]]:

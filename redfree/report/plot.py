@@ -31,10 +31,10 @@ def _draw_dataset(axes: Axes, title: str, rows: pd.DataFrame) -> None:
     axes.grid(axis="x", alpha=0.3)
 
 
-def save_png(figure: Figure, path: Path) -> None:
+def save_png(figure: Figure, path: Path, dpi: int = 100) -> None:
     """Writes a figure atomically; equal figures give equal bytes."""
     with replace_atomically(path) as file:
-        figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
 
 
 def panel_grid(count: int, width: float = 4.6, height: float = 3.4) -> tuple[Figure, list[Axes]]:

@@ -26,8 +26,8 @@ from redfree.errors import UserError
 from redfree.measure.phases import Phase, Stopwatch
 from redfree.models.promptable import PromptableModel
 from redfree.tuners.artefact import load_tuner, save_tuner, spec_of
-from redfree.tuners.base import Attachment
-from redfree.tuners.catalogue import attach_tuner, tuner_options
+from redfree.tuners.base import Attachment, TunerOptions
+from redfree.tuners.catalogue import attach_tuner
 from redfree.tuners.fit_options import FitOptions
 from redfree.tuners.train import FitReport, fit
 
@@ -41,7 +41,7 @@ class FitJob:
     Attributes:
         build: makes the model, without a tuner.
         tuner: name of the tuner.
-        options: its own options, of which those left out have their defaults.
+        options: its own options.
         samples: training samples.
         fit: how it is trained.
         state: where the state of a fit is kept, from which a killed one goes on.
@@ -50,7 +50,7 @@ class FitJob:
 
     build: Callable[[], PromptableModel]
     tuner: str
-    options: dict[str, object]
+    options: TunerOptions
     samples: Sequence[AnySegmentationSample]
     fit: FitOptions
     state: Path
@@ -59,13 +59,12 @@ class FitJob:
     def run(self, model: PromptableModel) -> tuple[Attachment, FitReport]:
         """Fits the tuner, whose start the fit's seed draws, in this process, as one of `fit.devices`."""
         torch.manual_seed(self.fit.seed)
-        attachment = attach_tuner(self.tuner, model.module, tuner_options(self.tuner, self.options))
+        attachment = attach_tuner(self.tuner, model.module, self.options)
         return attachment, fit(model, attachment, self.samples, self.fit, self.state)
 
     def save(self, model: PromptableModel, attachment: Attachment) -> None:
         """Writes what was learnt, after which the state of the fit is of no more use."""
-        options = tuner_options(self.tuner, self.options)
-        save_tuner(self.file, attachment, spec_of(self.tuner, options, attachment, model))
+        save_tuner(self.file, attachment, spec_of(self.tuner, self.options, attachment, model))
         self.state.unlink(missing_ok=True)
 
 

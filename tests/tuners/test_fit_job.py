@@ -21,6 +21,7 @@ from redfree.errors import UserError
 from redfree.measure.memory import ran_out_of_memory
 from redfree.models.nano import build_nano
 from redfree.tuners.artefact import read_tuner
+from redfree.tuners.catalogue import tuner_options
 from redfree.tuners.fit_job import FitJob, run_job
 
 
@@ -36,7 +37,15 @@ def job(tmp_path, tiny_arch):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         given = samples or make_samples()
-        return FitJob(build, tuner, options or {}, given, quick(**fit), folder / "a.fit", folder / "a.safetensors")
+        return FitJob(
+            build,
+            tuner,
+            tuner_options(tuner, options or {}),
+            given,
+            quick(**fit),
+            folder / "a.fit",
+            folder / "a.safetensors",
+        )
 
     return job
 
@@ -115,6 +124,7 @@ from functools import partial
 from pathlib import Path
 from fitworld import make_samples, quick
 from redfree.tuners.fit_job import FitJob, run_job
+from redfree.tuners.samed import Options
 
 def build(folder):
     import os
@@ -128,7 +138,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     fit = quick(devices=2, epochs=100000, save_every=1)
     paths = folder / "a.fit", folder / "a.safetensors"
-    run_job(FitJob(partial(build, folder), "samed", {}, make_samples(), fit, *paths), build(folder))
+    run_job(FitJob(partial(build, folder), "samed", Options(), make_samples(), fit, *paths), build(folder))
 """
 
 
